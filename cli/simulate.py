@@ -1,0 +1,104 @@
+"""``huizhen simulate``: any data, many sites, one machine."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+EPILOG = """examples:
+  huizhen simulate simulations/experiments/rare_disease_fed6.toml --out runs/fed6
+  huizhen simulate my.toml --out runs/my --resume      go on after a stop or a crash
+  huizhen simulate my.toml --out runs/my --json        results.json on standard output, no progress
+
+The folder then holds report.html, results.json, privacy.json and the adapters.
+"""
+
+
+def add_parser(groups: Any) -> None:
+    """Add the command."""
+    parser = groups.add_parser(
+        "simulate",
+        help="compare local, pooled and federated training on your own data",
+        description="Run an experiment: each arm and seed, on many sites in one process.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("experiment", type=Path, metavar="EXPERIMENT.toml")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the run folder")
+    parser.add_argument("--resume", action="store_true", help="go on with what the folder holds")
+    add_run_options(parser)
+    parser.set_defaults(run=run)
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that every run has."""
+    parser.add_argument("--threads", type=int, metavar="N", help="processor threads; default: all")
+    parser.add_argument("--home", type=Path, metavar="DIR", help="where base models are cached")
+    parser.add_argument("--json", action="store_true", help="print results.json, nothing else")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the experiment of the command line."""
+    from huizhen.simulations.experiment import load_experiment
+
+    experiment = load_experiment(arguments.experiment)
+    again = f"huizhen simulate {arguments.experiment} --out {arguments.out} --resume"
+    return run_and_show(experiment, arguments, arguments.out, resume=arguments.resume, again=again)
+
+
+def run_and_show(
+    experiment: Any, arguments: argparse.Namespace, out: Path, *, resume: bool, again: str
+) -> int:
+    """Run an experiment with progress, print its table and write its report.
+
+    Args:
+        experiment: a parsed experiment.
+        arguments: ``--threads``, ``--home``, ``--json``.
+        out: the run folder.
+        resume: go on with what it holds.
+        again: the command that goes on, for a user who stops.
+    """
+    import torch
+    from huizhen.simulations.report import summary_table, write_report
+    from rich.console import Console
+
+    from huizhen.cli.main import INTERRUPTED
+    from huizhen.protocol.errors import ConfigError
+    from huizhen.simulations.progress import Progress
+    from huizhen.simulations.runner import run_experiment
+
+    if arguments.threads is not None:
+        if arguments.threads < 1:
+            raise ConfigError(f"--threads is {arguments.threads}, expected at least 1")
+        torch.set_num_threads(arguments.threads)
+    console = Console(stderr=True, quiet=arguments.json)
+    try:
+        with Progress(console) as progress:
+            results = run_experiment(
+                experiment,
+                out,
+                resume=resume,
+                home=arguments.home,
+                observer=progress,
+                command=again.removesuffix(" --resume"),
+            )
+    except KeyboardInterrupt:
+        print(
+            f"huizhen: stopped; every closed round is saved. Go on with:\n  {again}",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    write_report(results, out)
+    if arguments.json:
+        print(json.dumps(results, ensure_ascii=False))
+        return 0
+    output = Console()
+    output.print(summary_table(results))
+    for line in [*results["notes"], results.get("enough", {}).get("text", "")]:
+        if line:
+            output.print(line)
+    if results["data"]["notice"]:
+        output.print(results["data"]["notice"], style="dim")
+    output.print(f"report: {out / 'report.html'}   adapter: {out / 'federated'}")
+    return 0

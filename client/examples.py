@@ -1,0 +1,104 @@
+"""Examples: de-identified records as the model reads them, grouped by patient."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from huizhen.client.deidentify import Deidentified
+from huizhen.learning.model import AdaptedModel, Batch, pad
+from huizhen.learning.tasks import UNSEEN, TaskEncoder
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """One site's records for one study; the lists run over records."""
+
+    ids: tuple[Tensor, ...]
+    # token ids, (T_i,) each
+    inputs: tuple[Tensor, ...]
+    # what the trained layers read: outputs of the frozen ones, (T_i, H) each, or the ids
+    labels: tuple[int, ...]
+    answer_starts: tuple[int, ...]
+    patients: tuple[int, ...]
+    # whose record it is: 0 … number of patients - 1
+    cut: int
+    # records whose text was longer than max_tokens
+
+    @property
+    def num_patients(self) -> int:
+        """How many patients the records belong to."""
+        return len(set(self.patients))
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each record."""
+        return [len(row) for row in self.ids]
+
+    def records_of(self) -> list[np.ndarray[tuple[int], np.dtype[np.intp]]]:
+        """Return the records of each patient."""
+        order = np.argsort(self.patients, kind="stable")
+        _, begins = np.unique(np.asarray(self.patients)[order], return_index=True)
+        return np.split(order, begins[1:])
+
+    def batch(self, indices: Sequence[int] | np.ndarray[tuple[int], np.dtype[np.intp]]) -> Batch:
+        """Return the records at ``indices`` as one padded batch."""
+        return pad(
+            [self.inputs[i] for i in indices],
+            [self.labels[i] for i in indices],
+            [self.answer_starts[i] for i in indices],
+            [self.ids[i] for i in indices],
+        )
+
+    def with_known_labels(self) -> "Examples":
+        """Return the records whose class the study knows; patients keep their numbers."""
+        keep = [i for i, label in enumerate(self.labels) if label != UNSEEN]
+        return replace(
+            self,
+            ids=tuple(self.ids[i] for i in keep),
+            inputs=tuple(self.inputs[i] for i in keep),
+            labels=tuple(self.labels[i] for i in keep),
+            answer_starts=tuple(self.answer_starts[i] for i in keep),
+            patients=tuple(self.patients[i] for i in keep),
+        )
+
+
+def make_examples(data: Deidentified, encoder: TaskEncoder, model: AdaptedModel) -> Examples:
+    """Return the records as tokens, with the outputs of the model's frozen layers.
+
+    Raises:
+        ConfigError: a record lacks a field of the task.
+        GovernanceError: a text, label or answer is empty.
+    """
+    encoded = [encoder.encode(record.fields, record.place) for record in data.records]
+    ids = tuple(torch.from_numpy(one.ids) for one in encoded)
+    return Examples(
+        ids=ids,
+        inputs=tuple(model.prefix(ids)),
+        labels=tuple(one.label for one in encoded),
+        answer_starts=tuple(one.answer_start for one in encoded),
+        patients=tuple(record.patient for record in data.records),
+        cut=sum(one.was_cut for one in encoded),
+    )
+
+
+def pooled(parts: Sequence[Examples]) -> Examples:
+    """Return the records of several sites as those of one, patients kept apart.
+
+    Only a simulation may do this: it is what a federation exists to avoid.
+    """
+    offsets = np.cumsum([0, *(max(part.patients, default=-1) + 1 for part in parts)])
+    return Examples(
+        ids=tuple(row for part in parts for row in part.ids),
+        inputs=tuple(row for part in parts for row in part.inputs),
+        labels=tuple(label for part in parts for label in part.labels),
+        answer_starts=tuple(start for part in parts for start in part.answer_starts),
+        patients=tuple(
+            int(offset) + patient
+            for part, offset in zip(parts, offsets, strict=False)
+            for patient in part.patients
+        ),
+        cut=sum(part.cut for part in parts),
+    )

@@ -1,0 +1,173 @@
+"""A site's training in one round: plain epochs, or a fixed number of private steps."""
+
+import hashlib
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from huizhen.client.dp_sgd import per_record_gradients, private_gradient
+from huizhen.client.examples import Examples
+from huizhen.learning.batching import shuffled_batches
+from huizhen.learning.model import AdaptedModel
+from huizhen.protocol.adapter import is_head
+from huizhen.protocol.errors import PrivacyError
+from huizhen.protocol.study import Study
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingReport:
+    """What the site itself may look at; nothing of it leaves."""
+
+    loss: float
+    # mean over the records seen; not a number when none was
+    steps: int
+    tokens: int
+    seconds: float
+
+
+def train_round(
+    model: AdaptedModel,
+    examples: Examples,
+    study: Study,
+    *,
+    site: str,
+    round: int,
+    names: frozenset[str],
+    noise_multiplier: float | None,
+) -> TrainingReport:
+    """Train the loaded adapter in place for one round.
+
+    Args:
+        model: with this round's adapter loaded.
+        examples: the site's records.
+        study: what was agreed.
+        site: this site's name in the study.
+        round: 1 is the first.
+        names: the tensors to train.
+        noise_multiplier: σ; None exactly where the study's unit is ``none``.
+
+    Raises:
+        PrivacyError: the study is private and there is no σ, or a gradient is not finite.
+    """
+    begin = time.perf_counter()
+    parameters = model.train_only(names)
+    try:
+        if study.is_private:
+            if noise_multiplier is None:
+                raise PrivacyError("study is private, training needs its noise multiplier")
+            loss, steps, tokens = _private(
+                model, parameters, examples, study, site, round, noise_multiplier
+            )
+        else:
+            loss, steps, tokens = _plain(model, parameters, examples, study, site, round)
+    finally:
+        model.train_only(frozenset())
+    return TrainingReport(loss, steps, tokens, time.perf_counter() - begin)
+
+
+def learning_rate(rate: float, study: Study, round: int) -> float:
+    """Return the rate of a round under the study's schedule."""
+    if study.rounds.schedule == "constant":
+        return rate
+    return rate * (1 + math.cos(math.pi * (round - 1) / study.rounds.count)) / 2
+
+
+def _plain(
+    model: AdaptedModel,
+    parameters: Mapping[str, nn.Parameter],
+    examples: Examples,
+    study: Study,
+    site: str,
+    round: int,
+) -> tuple[float, int, int]:
+    terms = study.rounds
+    optimizer = _optimizer(parameters, study, round)
+    total = steps = tokens = 0.0
+    for epoch in range(terms.local_epochs):
+        generator = _generator(study.study.seed, site, round, epoch)
+        for indices in shuffled_batches(examples.lengths, terms.batch_size, generator):
+            batch = examples.batch(indices)
+            with model.timed():
+                losses, _ = model.losses(batch)
+                losses.mean().backward()  # type: ignore[no-untyped-call]  # torch's
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            total += float(losses.detach().sum())
+            steps += 1
+            tokens += int(batch.mask.sum())
+    return total / (len(examples.ids) * terms.local_epochs), int(steps), int(tokens)
+
+
+def _private(
+    model: AdaptedModel,
+    parameters: Mapping[str, nn.Parameter],
+    examples: Examples,
+    study: Study,
+    site: str,
+    round: int,
+    noise_multiplier: float,
+) -> tuple[float, int, int]:
+    terms = study.privacy
+    records_of = units(examples, study)
+    optimizer = _optimizer(parameters, study, round)
+    losses = []
+    with per_record_gradients(model, parameters):
+        for _ in range(study.rounds.local_steps):
+            gradient, loss = private_gradient(
+                model,
+                parameters,
+                examples,
+                records_of,
+                sampling_rate=terms.sampling_rate,
+                max_grad_norm=terms.max_grad_norm,
+                noise_multiplier=noise_multiplier,
+                records_per_patient=terms.records_per_patient,
+                denominator=terms.sampling_rate * study.sites[site].patients_public,
+            )
+            for name, parameter in parameters.items():
+                parameter.grad = gradient[name]
+            optimizer.step()
+            losses.append(loss)
+    seen = [loss for loss in losses if not math.isnan(loss)]
+    return (float(np.mean(seen)) if seen else math.nan), len(losses), 0
+
+
+def units(examples: Examples, study: Study) -> list[np.ndarray[tuple[int], np.dtype[np.intp]]]:
+    """Return the records of each unit of privacy: a patient's together, or each alone."""
+    if study.privacy.unit == "record":
+        return [np.asarray([i], dtype=np.intp) for i in range(len(examples.ids))]
+    return examples.records_of()
+
+
+def _optimizer(
+    parameters: Mapping[str, nn.Parameter], study: Study, round: int
+) -> torch.optim.Optimizer:
+    """Return a fresh optimiser: none of its memory outlives a round."""
+    private = study.is_private
+    kind = study.privacy.optimizer if private else study.rounds.optimizer
+    rate = study.rounds.learning_rate
+    if private and study.privacy.learning_rate is not None:
+        rate = study.privacy.learning_rate
+    head_rate = rate if private else study.rounds.head_learning_rate or rate
+    groups = [
+        {
+            "params": [p for name, p in parameters.items() if is_head(name) == head],
+            "lr": learning_rate(head_rate if head else rate, study, round),
+        }
+        for head in (False, True)
+    ]
+    groups = [group for group in groups if group["params"]]
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=0.0)
+    return torch.optim.SGD(groups, momentum=0.0 if private else 0.9)
+
+
+def _generator(seed: int, site: str, round: int, epoch: int) -> np.random.Generator:
+    """Return the shuffling of one pass: public, and the same whenever the round is run again."""
+    words = hashlib.sha256(f"{seed}/{site}/{round}/{epoch}".encode()).digest()
+    return np.random.Generator(np.random.Philox(int.from_bytes(words[:16], "little")))

@@ -1,0 +1,38 @@
+"""Metrics of classification and of instruction answers."""
+
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def classification_metrics(scores: NDArray[np.float32], labels: Sequence[int]) -> dict[str, float]:
+    """Return top-1 and top-3 accuracy and macro F1 over the classes that occur.
+
+    Args:
+        scores: (records, classes).
+        labels: the true classes; a negative one is a class that no site trained, always an error.
+    """
+    truth = np.asarray(labels)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    hits = order == truth[:, None]
+    guess = order[:, 0]
+    f1 = []
+    for label in np.unique(truth):
+        true_positives = np.sum((guess == label) & (truth == label))
+        f1.append(2 * true_positives / (np.sum(guess == label) + np.sum(truth == label)))
+    return {
+        "top1": float(hits[:, 0].mean()),
+        "top3": float(hits[:, :3].any(axis=1).mean()),
+        "macro_f1": float(np.mean(f1)),
+    }
+
+
+def is_same_answer(generated: str, expected: str) -> bool:
+    """Whether two answers agree but for case, width, outer space and a final full stop."""
+    return _normal(generated) == _normal(expected)
+
+
+def _normal(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).strip().strip("。. ").casefold()

@@ -1,0 +1,365 @@
+"""A frozen base model with one LoRA adapter and a head that can be swapped in place.
+
+All sites of a simulation share one ``AdaptedModel``: loading another adapter copies a few hundred
+kilobytes, the base stays. The layers below the first adapted one never change, so what they give is
+computed once per record (``prefix``) and only the layers above run in training.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  # torch's own name for it
+
+from huizhen.learning.bases import Base, load_model
+from huizhen.learning.batching import sorted_batches
+from huizhen.protocol.adapter import Shapes, Tensors, is_head
+from huizhen.protocol.errors import ConfigError
+from huizhen.protocol.study import Study
+from huizhen.strategies.public_random import uniform
+
+_EVALUATION_TOKENS = 4096  # padded tokens in a batch that needs no gradient
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Records of like length, padded on the right.
+
+    ``inputs`` are token ids (B, T) or outputs of the frozen layers (B, T, H); ``mask`` (B, T) is 1
+    on tokens; ``labels`` (B,); ``answer_starts`` (B,); ``targets`` (B, T) are the ids again.
+    """
+
+    inputs: Tensor
+    mask: Tensor
+    labels: Tensor
+    answer_starts: Tensor
+    targets: Tensor
+
+
+class _ReachedBoundaryError(Exception):
+    """Stops the forward pass where the frozen layers end."""
+
+
+class AdaptedModel:
+    """The base, the adapter's parameters by their names in the protocol, and the task's head."""
+
+    def __init__(self, base: Base, study: Study) -> None:
+        """Load the base and attach an adapter.
+
+        Raises:
+            ConfigError: the target modules do not exist or get no gradient, the rank is larger than
+                a layer, or more layers are to be adapted than there are.
+        """
+        self.study = study
+        self.kind = study.task.kind
+        model, self.tokenizer = load_model(base, causal_lm=self.kind == "instruction")
+        self.base = base
+        self._network: Any = model
+        self._layers = _layer_list(model)
+        self._boundary = self._first_adapted_layer(len(self._layers))
+        self._bypass = False
+        self.model_seconds = 0.0
+        self.is_causal = self.kind == "instruction" or _looks_causal(model, self.tokenizer)
+        adapted = self._attach(model)
+        self.hidden_size = int(model.config.hidden_size)
+        head = nn.Linear(self.hidden_size, max(1, len(study.task.labels)))
+        self.module = nn.ModuleDict({"base": adapted})
+        if self.kind == "classification":
+            self.module["head"] = head
+        self.module.eval()  # no dropout: the same record always gives the same gradient
+        self.parameters = self._named_parameters()
+        self._install_bypass()
+        self._refuse_modules_without_gradient()
+
+    @property
+    def shapes(self) -> Shapes:
+        """The shape of each tensor of the adapter, in order."""
+        return {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
+
+    @property
+    def has_prefix(self) -> bool:
+        """Whether some layers lie below the first adapted one."""
+        return self._boundary > 0
+
+    def load(self, tensors: Tensors) -> None:
+        """Copy an adapter, or some of its tensors, into the model."""
+        with torch.no_grad():
+            for name, value in tensors.items():
+                self.parameters[name].copy_(torch.from_numpy(np.ascontiguousarray(value)))
+
+    def read(self, names: Sequence[str] | frozenset[str]) -> dict[str, np.ndarray[Any, Any]]:
+        """Return copies of the named tensors."""
+        return {
+            name: parameter.detach().numpy().copy()
+            for name, parameter in self.parameters.items()
+            if name in names
+        }
+
+    def train_only(self, names: frozenset[str]) -> dict[str, nn.Parameter]:
+        """Let only the named tensors get gradients; return them."""
+        for name, parameter in self.parameters.items():
+            parameter.requires_grad_(name in names)
+            parameter.grad = None
+        return {name: self.parameters[name] for name in self.parameters if name in names}
+
+    def first_tensors(self, seed: int) -> dict[str, np.ndarray[Any, Any]]:
+        """Return the study's first adapter: A as in Hu et al. 2021, B = 0, a head from label texts.
+
+        Every party derives the same: A from the public seed, the head from the public label texts.
+        """
+        first: dict[str, np.ndarray[Any, Any]] = {}
+        for name, shape in self.shapes.items():
+            if name.endswith(".lora_A"):
+                first[name] = uniform(seed, name, shape, shape[1] ** -0.5)
+            else:
+                first[name] = np.zeros(shape, np.float32)
+        texts = self.study.task.label_texts
+        if texts:
+            self.load(first)
+            ids = [np.asarray(self.tokenizer(text)["input_ids"]) for text in texts]
+            rows = [torch.from_numpy(row[: self.study.task.max_tokens]) for row in ids]
+            with torch.no_grad():
+                pooled = [
+                    self._pool(self._features(b.inputs, b.mask), b.mask) for b in _singles(rows)
+                ]
+                weight = F.normalize(torch.cat(pooled), dim=1)
+                first["head.weight"] = (weight - weight.mean(dim=0)).numpy().copy()
+        return first
+
+    def prefix(self, ids: Sequence[Tensor]) -> list[Tensor]:
+        """Return what the frozen layers give for each record, (T_i, H); ids when there are none."""
+        if not self.has_prefix:
+            return list(ids)
+        found: list[Tensor] = [torch.empty(0)] * len(ids)
+        for indices in sorted_batches([len(row) for row in ids], _EVALUATION_TOKENS):
+            rows = [ids[i] for i in indices]
+            batch = pad(rows, [0] * len(rows), [0] * len(rows), rows)
+            hidden = self._run_to_boundary(batch)
+            for row, i in enumerate(indices):
+                found[i] = hidden[row, : len(ids[i])].clone()
+        return found
+
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return each record's loss (B,), by its own tokens alone, and its number of terms (B,).
+
+        No record's loss depends on another record of the batch.
+        """
+        hidden = self._features(batch.inputs, batch.mask)
+        if self.kind == "classification":
+            logits = self._classify(hidden, batch.mask)
+            return F.cross_entropy(logits, batch.labels, reduction="none"), torch.ones(len(logits))
+        places = torch.arange(batch.mask.shape[1] - 1)[None, :] + 1
+        answers = (places >= batch.answer_starts[:, None]) & (batch.mask[:, 1:] > 0)
+        rows, columns = answers.nonzero(as_tuple=True)
+        logits = self._network.lm_head(hidden[rows, columns])  # of the answer's tokens alone
+        terms = F.cross_entropy(logits, batch.targets[rows, columns + 1], reduction="none")
+        counts = answers.sum(dim=1)
+        sums = torch.zeros(len(counts)).index_add(0, rows, terms)
+        return sums / counts.clamp(min=1), counts
+
+    @torch.no_grad()
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the class scores of each record, (B, labels)."""
+        return self._classify(self._features(batch.inputs, batch.mask), batch.mask)
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+        """Return the model's greedy answer to each prompt."""
+        answers = []
+        with self.timed():
+            for prompt in prompts:
+                encoded = self.tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+                length = encoded["input_ids"].shape[1]
+                whole = self._network.generate(
+                    input_ids=encoded["input_ids"],
+                    attention_mask=encoded["attention_mask"],
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    pad_token_id=self.tokenizer.pad_token_id,
+                )
+                text = self.tokenizer.decode(whole[0, length:], skip_special_tokens=True)
+                answers.append(text.strip())
+        return answers
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count the time inside as the model's own."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.model_seconds += time.perf_counter() - begin
+
+    def _features(self, inputs: Tensor, mask: Tensor) -> Tensor:
+        """Return the last layer's outputs (B, T, H)."""
+        core = self._network.base_model if self.kind == "instruction" else self._network
+        if not inputs.is_floating_point():
+            return core(input_ids=inputs, attention_mask=mask).last_hidden_state  # type: ignore[no-any-return]
+        self._bypass = True
+        try:
+            return core(inputs_embeds=inputs, attention_mask=mask).last_hidden_state  # type: ignore[no-any-return]
+        finally:
+            self._bypass = False
+
+    def _pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Return one vector per record, (B, H): an encoder's mean, a causal LM's last token."""
+        if self.is_causal:
+            last = mask.sum(dim=1) - 1
+            return hidden[torch.arange(len(hidden)), last]
+        weights = mask.unsqueeze(2).to(hidden.dtype)
+        return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+
+    def _classify(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        pooled = self._pool(hidden, mask)
+        if self.study.task.head == "cosine":
+            pooled = self.study.task.head_scale * F.normalize(pooled, dim=1)
+        return self.module["head"](pooled)  # type: ignore[no-any-return]
+
+    def _first_adapted_layer(self, layers: int) -> int:
+        wanted = self.study.adapter.layers
+        if wanted is None:
+            return 0
+        if wanted > layers:
+            raise ConfigError(f"[adapter] layers is {wanted}, the base has {layers}")
+        return layers - wanted
+
+    def _attach(self, model: Any) -> nn.Module:
+        terms = self.study.adapter
+        self._check_targets(model)
+        chosen = range(self._boundary, len(self._layers))
+        config = LoraConfig(
+            r=terms.rank,
+            lora_alpha=terms.alpha,
+            target_modules=list(terms.target_modules),
+            layers_to_transform=list(chosen) if terms.layers is not None else None,
+            lora_dropout=0.0,
+            bias="none",
+        )
+        return get_peft_model(model, config)  # type: ignore[no-any-return]
+
+    def _check_targets(self, model: Any) -> None:
+        linears = {
+            name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
+        }
+        ends = {name.rsplit(".", 1)[-1] for name in linears}
+        for target in self.study.adapter.target_modules:
+            hits = [
+                m for name, m in linears.items() if name == target or name.endswith(f".{target}")
+            ]
+            if not hits:
+                raise ConfigError(
+                    f"[adapter] target_modules names {target!r}, the base has "
+                    f"{', '.join(sorted(ends))}: name some of these"
+                )
+            narrow = min(min(module.weight.shape) for module in hits)
+            if self.study.adapter.rank > narrow:
+                raise ConfigError(
+                    f"[adapter] rank is {self.study.adapter.rank}, a {target!r} layer is only "
+                    f"{narrow} wide: lower it"
+                )
+
+    def _named_parameters(self) -> dict[str, nn.Parameter]:
+        found: dict[str, nn.Parameter] = {}
+        for path, module in self.module["base"].named_modules():
+            if isinstance(module, LoraLinear):
+                name = path.removeprefix("base_model.model.")
+                found[f"{name}.lora_A"] = module.lora_A["default"].weight
+                found[f"{name}.lora_B"] = module.lora_B["default"].weight
+        if "head" in self.module:
+            found["head.weight"] = self.module["head"].weight  # type: ignore[assignment]
+            found["head.bias"] = self.module["head"].bias  # type: ignore[assignment]
+        for parameter in self.module.parameters():
+            parameter.requires_grad_(False)
+        return {name: found[name] for name in sorted(found, key=lambda name: name.encode())}
+
+    def _install_bypass(self) -> None:
+        """Let the frozen layers pass their input on while ``_bypass`` is set."""
+        if not self.has_prefix:
+            return
+        for layer in self._layers[: self._boundary]:
+            layer.forward = self._bypassed(layer.forward, "hidden_states")
+        embeddings = getattr(self._network, "embeddings", None)
+        if embeddings is not None:  # BERT-likes add positions to inputs_embeds; the prefix has them
+            embeddings.forward = self._bypassed(embeddings.forward, "inputs_embeds")
+
+    def _bypassed(self, forward: Any, name: str) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if not self._bypass:
+                return forward(*args, **kwargs)
+            return kwargs[name] if name in kwargs else args[0]
+
+        return run
+
+    @torch.no_grad()
+    def _run_to_boundary(self, batch: Batch) -> Tensor:
+        caught: list[Tensor] = []
+
+        def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            caught.append(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
+            raise _ReachedBoundaryError
+
+        hook = self._layers[self._boundary].register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            self._features(batch.inputs, batch.mask)
+        except _ReachedBoundaryError:
+            return caught[0]
+        finally:
+            hook.remove()
+        raise ConfigError("the base does not run its layers in order: leave out [adapter] layers")
+
+    def _refuse_modules_without_gradient(self) -> None:
+        ids = torch.tensor([self.tokenizer("a b c")["input_ids"]])
+        batch = Batch(
+            ids, torch.ones_like(ids), torch.zeros(1, dtype=torch.long), torch.ones(1), ids
+        )
+        self.train_only(frozenset(self.parameters))
+        self.losses(batch)[0].sum().backward()  # type: ignore[no-untyped-call]  # torch's
+        for name, parameter in self.parameters.items():
+            if parameter.grad is None and not is_head(name):
+                raise ConfigError(
+                    f"[adapter] target_modules reach {name.rsplit('.', 1)[0]!r}, which gets no "
+                    "gradient in this task: name only modules that the task uses"
+                )
+        self.train_only(frozenset())
+
+
+def pad(
+    inputs: Sequence[Tensor], labels: Sequence[int], starts: Sequence[int], ids: Sequence[Tensor]
+) -> Batch:
+    """Return records as one batch, padded on the right with zeros."""
+    lengths = torch.tensor([len(row) for row in inputs])
+    padded = nn.utils.rnn.pad_sequence(list(inputs), batch_first=True)
+    mask = (torch.arange(padded.shape[1])[None, :] < lengths[:, None]).long()
+    targets = nn.utils.rnn.pad_sequence(list(ids), batch_first=True)
+    return Batch(padded, mask, torch.tensor(labels), torch.tensor(starts), targets)
+
+
+def _singles(rows: Sequence[Tensor]) -> Iterator[Batch]:
+    for row in rows:
+        yield pad([row], [0], [0], [row])
+
+
+def _layer_list(model: Any) -> Sequence[nn.Module]:
+    """Return the base's transformer layers, first to last."""
+    count = model.config.num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return list(module)
+    raise ConfigError(f"the base {type(model).__name__} has no list of {count} layers")
+
+
+@torch.no_grad()
+def _looks_causal(model: Any, tokenizer: Any) -> bool:
+    """Whether a token's output ignores the tokens after it."""
+    ids = torch.tensor([tokenizer("one two three four")["input_ids"]])
+    other = ids.clone()
+    other[0, -1] = ids[0, 0]
+    first = [model(input_ids=x).last_hidden_state[0, 0] for x in (ids, other)]
+    return bool(torch.allclose(first[0], first[1], atol=1e-5))

@@ -1,0 +1,145 @@
+"""Tasks: how the fields of a record become tokens, and what is asked of the model.
+
+``classification`` reads a text and names one of a public list of classes. ``instruction`` reads a
+user's turn and writes the assistant's; only the tokens of the answer enter the loss.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from huizhen.learning.template import fields_of, render
+from huizhen.protocol.errors import ConfigError, GovernanceError
+from huizhen.protocol.study import TaskTerms
+
+UNSEEN = -1  # the class of a test record whose label no site has in training
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One record as the model reads it."""
+
+    ids: NDArray[np.int64]
+    # tokens of the text, or of prompt and answer
+    label: int
+    # index into the study's labels; 0 for an instruction
+    answer_start: int
+    # of an instruction: the first token of the answer; 0 for a classification
+    was_cut: bool
+    # the text had more tokens than max_tokens
+
+
+def fields_read(task: TaskTerms) -> tuple[str, ...]:
+    """Return every field of a record that the task reads: the allow-list of de-identification.
+
+    Raises:
+        ConfigError: a template does not parse.
+    """
+    names = [*fields_of(task.text, "[task] text")]
+    if task.answer:
+        names += fields_of(task.answer, "[task] answer")
+    names += [name for name in (task.label, task.label_text) if name]
+    return tuple(dict.fromkeys(names))
+
+
+class TaskEncoder:
+    """Encodes records for one study and one tokenizer."""
+
+    def __init__(self, task: TaskTerms, tokenizer: Any) -> None:
+        """Prepare; ``tokenizer`` is a Hugging Face tokenizer."""
+        self.task = task
+        self.tokenizer = tokenizer
+        self._index = {label: i for i, label in enumerate(task.labels)}
+
+    def encode(self, fields: Mapping[str, Any], where: str) -> Encoded:
+        """Return one record as tokens.
+
+        Args:
+            fields: the record's fields, de-identified.
+            where: the record's place in its file, for errors.
+
+        Raises:
+            ConfigError: a field of the template is missing.
+            GovernanceError: the text or the answer is empty.
+        """
+        text = self._render(self.task.text, fields, where)
+        if not text:
+            raise GovernanceError(
+                f"{where}: text is empty, the task reads {self.task.text!r}: "
+                "fill the field or remove the record"
+            )
+        if self.task.kind == "classification":
+            return self._classification(text, fields, where)
+        return self._instruction(text, fields, where)
+
+    def prompt(self, text: str) -> str:
+        """Return what the model reads before it answers, in its own chat format if it has one."""
+        if not self.tokenizer.chat_template:
+            return f"{self.task.system}\n{text}\n".lstrip()
+        turns = [{"role": "user", "content": text}]
+        if self.task.system:
+            turns.insert(0, {"role": "system", "content": self.task.system})
+        return str(
+            self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        )
+
+    def answer(self, fields: Mapping[str, Any], where: str) -> str:
+        """Return the expected answer of an instruction."""
+        return self._render(self.task.answer or "", fields, where)
+
+    def _render(self, template: str, fields: Mapping[str, Any], where: str) -> str:
+        try:
+            return render(template, fields)
+        except KeyError as error:
+            raise ConfigError(
+                f"{where}: there is no field {error.args[0]!r}, the task reads {template!r}: "
+                f"fields are {', '.join(sorted(fields))}"
+            ) from error
+
+    def _classification(self, text: str, fields: Mapping[str, Any], where: str) -> Encoded:
+        ids = self.tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"]
+        limit = self.task.max_tokens
+        if len(ids) > limit:
+            end = [ids[-1]] if ids[-1] == self.tokenizer.sep_token_id else []
+            kept = [*ids[: limit - len(end)], *end]
+        else:
+            kept = ids
+        label = fields.get(self.task.label or "")
+        if label is None:
+            raise GovernanceError(
+                f"{where}: {self.task.label!r} is empty, a classification needs a label: "
+                "fill the field or remove the record"
+            )
+        number = self._index.get(str(label), UNSEEN)
+        return Encoded(np.asarray(kept, np.int64), number, 0, len(ids) > limit)
+
+    def _instruction(self, text: str, fields: Mapping[str, Any], where: str) -> Encoded:
+        answer = self.answer(fields, where)
+        if not answer:
+            raise GovernanceError(
+                f"{where}: the answer is empty, the task writes {self.task.answer!r}: "
+                "fill the field or remove the record"
+            )
+        tail = self._tokens(answer)
+        if self.tokenizer.eos_token_id is not None:
+            tail = [*tail, self.tokenizer.eos_token_id]
+        room = self.task.max_tokens - len(tail)
+        head = self._tokens(self.prompt(text))
+        cut = len(head) > room
+        if cut:
+            words = self._tokens(text)
+            frame = len(head) - len(words)
+            if room - frame < 1:
+                raise ConfigError(
+                    f"{where}: the answer has {len(tail)} tokens, [task] max_tokens is "
+                    f"{self.task.max_tokens}: raise it"
+                )
+            text = self.tokenizer.decode(words[: room - frame])
+            head = self._tokens(self.prompt(text))[:room]
+        return Encoded(np.asarray([*head, *tail], np.int64), 0, len(head), cut)
+
+    def _tokens(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

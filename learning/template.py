@@ -1,0 +1,51 @@
+"""Text from a record's fields: ``"{age} years, {observed_labels}"``; lists are joined by commas.
+
+Only plain field names may stand in braces: no attributes, indices, conversions or formats, so that
+a study file can say which fields it reads and no more.
+"""
+
+import string
+from collections.abc import Mapping
+from typing import Any
+
+from huizhen.protocol.errors import ConfigError
+
+
+def fields_of(template: str, where: str) -> tuple[str, ...]:
+    """Return the names of the fields that a template reads.
+
+    Raises:
+        ConfigError: the template does not parse, or asks for more than plain fields.
+    """
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ConfigError(f"{where} is not a template: {error}") from error
+    names = []
+    for _, name, spec, conversion in parts:
+        if name is None:
+            continue
+        if not name or spec or conversion or not name.replace("_", "a").isalnum():
+            raise ConfigError(
+                f"{where} holds {'{' + name + '}'!r}, expected a plain field in braces"
+            )
+        names.append(name)
+    return tuple(dict.fromkeys(names))
+
+
+def render(template: str, fields: Mapping[str, Any]) -> str:
+    """Return the text of one record; absent values are empty.
+
+    Raises:
+        KeyError: the record has no such field.
+    """
+    values = {name: _text(fields[name]) for name in fields_of(template, "template")}
+    return template.format_map(values).strip()
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list | tuple):
+        return ", ".join(_text(item) for item in value)
+    return str(value)

@@ -1,0 +1,1 @@
+"""What both parties must agree on, byte for byte: values, no files, sockets, clocks or torch."""

@@ -1,0 +1,40 @@
+"""Adapters and updates: named float32 arrays in one fixed order.
+
+A name is ``<base module path>.lora_A``, ``<base module path>.lora_B`` or ``head.<name>``; names are
+sorted by their UTF-8 bytes, so that every party walks them in the same order.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+Tensors = Mapping[str, Array]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def in_order(tensors: Tensors) -> dict[str, Array]:
+    """Return the tensors as contiguous little-endian float32, names sorted by their UTF-8."""
+    names = sorted(tensors, key=lambda name: name.encode())
+    return {name: np.ascontiguousarray(tensors[name], dtype="<f4") for name in names}
+
+
+def shapes_of(tensors: Tensors) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor, in order."""
+    return {name: array.shape for name, array in in_order(tensors).items()}
+
+
+def difference(after: Tensors, before: Tensors) -> dict[str, Array]:
+    """Return ``after - before`` for the names in ``after``: an update from two adapters."""
+    return {name: after[name] - before[name] for name in in_order(after)}
+
+
+def count(tensors: Tensors) -> int:
+    """Return d, the number of values."""
+    return sum(array.size for array in tensors.values())
+
+
+def is_head(name: str) -> bool:
+    """Whether the tensor belongs to the task's head and not to LoRA."""
+    return name.startswith("head.")

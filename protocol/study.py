@@ -1,0 +1,303 @@
+"""The study: what was agreed, as values with one canonical form and one digest.
+
+The digest is the SHA-256 of the RFC 8785 JSON of the resolved study: defaults filled in, the digest
+of every base file, the public label list and the public seed. Two parties that hold the same digest
+agree on everything that changes the mathematics.
+"""
+
+import dataclasses
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import rfc8785
+
+from huizhen.protocol.errors import ConfigError
+from huizhen.protocol.strict import build, check_keys
+
+FORMAT = 1
+MAX_LABELS = 100_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """``[study]``: what it is called and what it is for."""
+
+    name: str
+    purpose: str = ""
+    seed: int = 0
+    # public: shared random bases and the first adapter are drawn from it, never any noise
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w][\w .-]{0,99}", self.name):
+            raise ValueError(
+                f"name is {self.name!r}, expected 1 to 100 letters, digits, ' ', '.', '-'"
+            )
+        if not 0 <= self.seed < 2**53:
+            raise ValueError(f"seed is {self.seed}, expected 0 to 2^53")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseTerms:
+    """``[base]``: the frozen model, by catalogue name or folder, and the SHA-256 of its files."""
+
+    name: str
+    digests: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterTerms:
+    """``[adapter]``: LoRA as in Hu et al. 2021, ΔW = (alpha / rank) · B · A."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    target_modules: tuple[str, ...]
+    layers: int | None = None
+    # adapt only the last so many layers; what the layers below give is computed once per record
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank is {self.rank}, expected at least 1")
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ValueError(f"alpha is {self.alpha}, expected more than 0")
+        if not self.target_modules:
+            raise ValueError("target_modules is empty, expected names of linear layers")
+        if self.layers is not None and self.layers < 1:
+            raise ValueError(f"layers is {self.layers}, expected at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskTerms:
+    """``[task]``: how a record becomes an example and what is asked of the model."""
+
+    kind: Literal["classification", "instruction"]
+    text: str
+    # a template over the record's fields: the text to classify, or the user's turn
+    label: str | None = None
+    # classification: the field that holds the class
+    labels: tuple[str, ...] = ()
+    # classification: the public list of classes; a simulation fills it from the training records
+    label_text: str | None = None
+    # classification: a field with the class in words; the head starts from the base's view of them
+    label_texts: tuple[str, ...] = ()
+    # in the order of labels; a simulation fills it from label_text
+    head: Literal["linear", "cosine"] = "linear"
+    # cosine: the pooled output is scaled to length head_scale before the head
+    head_scale: float = 16.0
+    answer: str | None = None
+    # instruction: a template for the assistant's turn; exact match compares it with what is
+    # generated
+    system: str = ""
+    # instruction: the system's turn
+    max_tokens: int = 128
+    max_new_tokens: int = 16
+    # instruction: the longest answer that is generated when the model is evaluated
+
+    def __post_init__(self) -> None:
+        if self.kind == "classification" and not self.label:
+            raise ValueError(
+                "has no 'label', a classification needs the field that holds the class"
+            )
+        if self.kind == "instruction" and not self.answer:
+            raise ValueError(
+                "has no 'answer', an instruction task needs the template of the answer"
+            )
+        unused = ("answer", "system") if self.kind == "classification" else ("label", "label_text")
+        for name in unused:
+            if getattr(self, name):
+                raise ValueError(f"{name} has no meaning for kind {self.kind!r}: remove it")
+        if not 1 <= self.max_tokens <= 131_072 or self.max_new_tokens < 1:
+            raise ValueError(f"max_tokens is {self.max_tokens}, expected 1 to 131072")
+        if self.head_scale <= 0:
+            raise ValueError(f"head_scale is {self.head_scale}, expected more than 0")
+        if len(set(self.labels)) != len(self.labels) or len(self.labels) > MAX_LABELS:
+            raise ValueError(f"labels repeats a class or has over {MAX_LABELS}")
+        if self.label_texts and len(self.label_texts) != len(self.labels):
+            raise ValueError("label_texts and labels differ in length")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacyTerms:
+    """``[privacy]``: the promise to each patient; neighbouring by adding or removing one unit."""
+
+    unit: Literal["patient", "record", "none"] = "patient"
+    epsilon: float = 8.0
+    delta: float = 1e-5
+    sampling_rate: float = 0.2
+    # q: each step takes each patient with this probability
+    max_grad_norm: float | Literal["auto"] = 1.0
+    # C of flat clipping; auto is AUTO-S of Bu et al. 2023, g / (|g| + 0.01)
+    records_per_patient: int = 4
+    # K: at most so many of a patient's records, drawn anew each step, make the patient's gradient
+    learning_rate: float | None = None
+    # under DP, in place of [rounds] learning_rate
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    # under DP, in place of [rounds] optimizer
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.epsilon) and self.epsilon > 0):
+            raise ValueError(f"epsilon is {self.epsilon}, expected more than 0")
+        if not 0 < self.delta < 1:
+            raise ValueError(f"delta is {self.delta}, expected between 0 and 1")
+        if not 0 < self.sampling_rate <= 1:
+            raise ValueError(
+                f"sampling_rate is {self.sampling_rate}, expected over 0 and at most 1"
+            )
+        norm = self.max_grad_norm
+        if norm != "auto" and not (math.isfinite(norm) and norm > 0):
+            raise ValueError(f"max_grad_norm is {norm}, expected more than 0 or 'auto'")
+        if self.records_per_patient < 1:
+            raise ValueError(
+                f"records_per_patient is {self.records_per_patient}, expected 1 or more"
+            )
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}, expected more than 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrategyTerms:
+    """``[strategy]``: how updates become the next adapter."""
+
+    name: str = "ffa_ortho"
+    weights: Literal["equal", "public"] = "equal"
+    # public: in proportion to patients_public
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundTerms:
+    """``[rounds]``: how long and how each site trains between two averages."""
+
+    count: int = 20
+    local_epochs: int = 1
+    # unit none: passes over the site's records in each round
+    local_steps: int = 4
+    # under DP: public and fixed, never a function of the private number of records
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    head_learning_rate: float | None = None
+    # for head.*; learning_rate when absent
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    # made anew each round; sgd has momentum 0.9 without DP and none under it
+    schedule: Literal["constant", "cosine"] = "constant"
+    # of the learning rate over the rounds
+    quorum: int | None = None
+    # the fewest sites that make a round; all of them when absent
+
+    def __post_init__(self) -> None:
+        for name in ("count", "local_epochs", "local_steps", "batch_size"):
+            if not 1 <= getattr(self, name) <= 1_000_000:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 to 1000000")
+        for name in ("learning_rate", "head_learning_rate"):
+            rate = getattr(self, name)
+            if rate is not None and not (math.isfinite(rate) and rate > 0):
+                raise ValueError(f"{name} is {rate}, expected more than 0")
+        if self.quorum is not None and self.quorum < 1:
+            raise ValueError(f"quorum is {self.quorum}, expected at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteTerms:
+    """``[sites.NAME]``: the public facts of one site."""
+
+    patients_public: int
+    # a rounded size: denominators and weights follow from it, never from the true number
+
+    def __post_init__(self) -> None:
+        if self.patients_public < 1:
+            raise ValueError(f"patients_public is {self.patients_public}, expected at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """Everything that both parties rely on."""
+
+    study: About
+    base: BaseTerms
+    adapter: AdapterTerms
+    task: TaskTerms
+    privacy: PrivacyTerms = field(default_factory=PrivacyTerms)
+    strategy: StrategyTerms = field(default_factory=StrategyTerms)
+    rounds: RoundTerms = field(default_factory=RoundTerms)
+    sites: dict[str, SiteTerms] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.privacy.unit == "none":
+            return
+        for name, site in self.sites.items():
+            limit = 1 / site.patients_public
+            if self.privacy.delta >= limit:
+                raise ConfigError(
+                    f"[privacy] delta is {self.privacy.delta}, site {name!r} has about "
+                    f"{site.patients_public} patients: it must be under {limit:.2g}"
+                )
+
+    @property
+    def is_private(self) -> bool:
+        """Whether what leaves a site is differentially private."""
+        return self.privacy.unit != "none"
+
+    @property
+    def quorum(self) -> int:
+        """The fewest sites that make a round."""
+        return len(self.sites) if self.rounds.quorum is None else self.rounds.quorum
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the study as plain JSON values, defaults filled in."""
+        return {"format": FORMAT, **dataclasses.asdict(self)}
+
+    def canonical(self) -> bytes:
+        """Return the RFC 8785 JSON of the resolved study."""
+        return rfc8785.dumps(self.resolved())
+
+    def digest(self) -> str:
+        """Return the SHA-256 of ``canonical()`` in hex."""
+        return hashlib.sha256(self.canonical()).hexdigest()
+
+
+SECTIONS = tuple(f.name for f in dataclasses.fields(Study))
+
+
+def parse_study(tables: Mapping[str, Any], where: str) -> Study:
+    """Make a study from parsed TOML tables.
+
+    Args:
+        tables: the sections of DESIGN §5.
+        where: the file's name, for errors.
+
+    Raises:
+        ConfigError: naming the file, the section, the key and what was expected.
+    """
+    check_keys(tables, SECTIONS, where)
+    values: dict[str, Any] = {}
+    for name, cls in _SECTION_TYPES.items():
+        if name in tables:
+            values[name] = build(
+                cls, _table(tables[name], f"{where} [{name}]"), f"{where} [{name}]"
+            )
+        elif name in ("study", "base", "adapter", "task"):
+            raise ConfigError(f"{where} has no [{name}]: add the section")
+    values["sites"] = {
+        site: build(SiteTerms, _table(terms, f"{where} [sites.{site}]"), f"{where} [sites.{site}]")
+        for site, terms in _table(tables.get("sites", {}), f"{where} [sites]").items()
+    }
+    return Study(**values)
+
+
+def _table(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} is {value!r}, expected a table")
+    return value
+
+
+_SECTION_TYPES: dict[str, type] = {
+    "study": About,
+    "base": BaseTerms,
+    "adapter": AdapterTerms,
+    "task": TaskTerms,
+    "privacy": PrivacyTerms,
+    "strategy": StrategyTerms,
+    "rounds": RoundTerms,
+}

@@ -1,0 +1,147 @@
+"""The wire format of adapters and updates (docs/adr/0005): bytes that never run.
+
+    magic (4 bytes) · header length (uint32, little-endian) · header · safetensors
+
+The header is RFC 8785 JSON: what it is, study digest, round, site, dtype and the shape of every
+tensor. There is exactly one encoding of a message: ``decode`` refuses any other bytes, so a digest
+of the bytes is a digest of the message. Sizes are checked before anything is parsed.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import rfc8785
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from huizhen.protocol.adapter import Shapes, Tensors, in_order, shapes_of
+from huizhen.protocol.errors import WireError
+
+MAGIC = b"HZM1"
+MAX_HEADER_BYTES = 1 << 20
+_FRAMING_PER_TENSOR = 512  # the safetensors entry of a tensor, its name apart
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """An adapter that the coordinator announces, or an update that a site sends."""
+
+    kind: Literal["adapter", "update"]
+    study: str
+    # the study's digest, SHA-256 in hex
+    round: int
+    # 1 is the first
+    site: str
+    # the sender of an update; empty for an adapter, which goes to all
+    tensors: Tensors
+
+
+def encode(message: Message) -> bytes:
+    """Return the one encoding of a message.
+
+    Raises:
+        WireError: a value is not finite, or the message breaks the format's limits.
+    """
+    tensors = in_order(message.tensors)
+    for name, array in tensors.items():
+        if not np.isfinite(array).all():
+            raise WireError(f"tensor {name!r} holds a value that is not finite, expected none")
+    header = rfc8785.dumps(
+        {
+            "dtype": "float32",
+            "kind": message.kind,
+            "round": message.round,
+            "site": message.site,
+            "study": message.study,
+            "tensors": {name: list(shape) for name, shape in shapes_of(tensors).items()},
+        }
+    )
+    if len(header) > MAX_HEADER_BYTES:
+        raise WireError(f"header has {len(header)} bytes, at most {MAX_HEADER_BYTES} are allowed")
+    return MAGIC + len(header).to_bytes(4, "little") + header + save(dict(tensors))
+
+
+def max_bytes(shapes: Shapes) -> int:
+    """Return an upper bound on the size of a message with these tensors."""
+    values = sum(math.prod(shape) for shape in shapes.values())
+    names = sum(len(name.encode()) for name in shapes)
+    return 8 + MAX_HEADER_BYTES + 4 * values + 8 * names + _FRAMING_PER_TENSOR * (len(shapes) + 1)
+
+
+def decode(data: bytes, *, shapes: Shapes) -> Message:
+    """Return the message in ``data``.
+
+    Args:
+        data: what arrived, from anyone.
+        shapes: exactly the tensors that are expected.
+
+    Raises:
+        WireError: the bytes are not the one encoding of a message with exactly these tensors, all
+            values finite.
+    """
+    limit = max_bytes(shapes)
+    if len(data) > limit:
+        raise WireError(f"message has {len(data)} bytes, at most {limit} are allowed")
+    if data[:4] != MAGIC:
+        raise WireError(f"message begins with {data[:4]!r}, expected {MAGIC!r}")
+    length = int.from_bytes(data[4:8], "little")
+    if len(data) < 8 or length > MAX_HEADER_BYTES or 8 + length > len(data):
+        raise WireError(f"header claims {length} bytes, the message has {len(data)}")
+    header = _header(data[8 : 8 + length])
+    expected = {name: list(shape) for name, shape in shapes.items()}
+    if header["tensors"] != expected:
+        raise WireError(_tensor_difference(header["tensors"], expected))
+    try:
+        tensors = load(data[8 + length :])
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise WireError("payload is not safetensors") from error
+    if {name: list(array.shape) for name, array in tensors.items()} != expected:
+        raise WireError("payload holds other tensors than its header says")
+    if any(array.dtype != np.float32 for array in tensors.values()):
+        raise WireError("payload holds another dtype than float32")
+    message = Message(
+        kind=header["kind"],
+        study=header["study"],
+        round=header["round"],
+        site=header["site"],
+        tensors=in_order(tensors),
+    )
+    try:
+        again = encode(message)
+    except (rfc8785.CanonicalizationError, UnicodeEncodeError) as error:
+        raise WireError("header holds text that is not Unicode") from error
+    if again != data:
+        raise WireError("message is not in its one canonical encoding")
+    return message
+
+
+def _header(data: bytes) -> dict[str, Any]:
+    try:
+        header = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise WireError("header is not JSON") from error
+    types = {"dtype": str, "kind": str, "round": int, "site": str, "study": str, "tensors": dict}
+    if not isinstance(header, dict) or header.keys() != types.keys():
+        raise WireError(f"header has other keys than {sorted(types)}")
+    for key, kind in types.items():
+        if type(header[key]) is not kind:
+            raise WireError(f"header {key} is not of type {kind.__name__}")
+    if header["kind"] not in ("adapter", "update") or header["dtype"] != "float32":
+        raise WireError("header names an unknown kind or dtype")
+    if not 1 <= header["round"] <= 1_000_000:
+        raise WireError(f"header round is {header['round']}, expected 1 to 1000000")
+    return header
+
+
+def _tensor_difference(found: Mapping[str, Any], expected: Mapping[str, list[int]]) -> str:
+    for name in expected:
+        if name not in found:
+            return f"tensor {name!r} is missing"
+        if found[name] != expected[name]:
+            return f"tensor {name!r} has shape {str(found[name])[:60]}, expected {expected[name]}"
+    extra = next(name for name in found if name not in expected)
+    return f"tensor {extra[:100]!r} is not part of the study"

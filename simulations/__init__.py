@@ -1,0 +1,1 @@
+"""Many sites on one machine, running the real client and server code."""

@@ -1,0 +1,194 @@
+"""From an experiment file to everything a run needs: sites, base model, study, examples."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from huizhen.client.deidentify import deidentify
+from huizhen.client.examples import Examples, make_examples
+from huizhen.client.governance import Admitted, SitePolicy, admit
+from huizhen.client.records import Record
+from huizhen.learning.bases import resolve
+from huizhen.learning.model import AdaptedModel
+from huizhen.learning.tasks import UNSEEN, TaskEncoder, fields_read
+from huizhen.protocol.errors import ConfigError
+from huizhen.protocol.study import SiteTerms, Study
+from huizhen.simulations.experiment import Experiment
+from huizhen.simulations.partition import SiteRecords
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """All that the arms share."""
+
+    experiment: Experiment
+    study: Study
+    # with labels, base digests and the sites' public sizes
+    model: AdaptedModel
+    records: Mapping[str, SiteRecords]
+    train: Mapping[str, Examples]
+    test: Mapping[str, Examples]
+    notes: tuple[str, ...]
+
+
+def complete_study(experiment: Experiment, sites: Mapping[str, SiteRecords], home: Any) -> Study:
+    """Return the study with all that a simulation fills in.
+
+    Raises:
+        ConfigError: the file names a site that the data does not have, or δ is too large for a
+            site.
+    """
+    study = experiment.study
+    base = resolve(study.base.name, home=home)
+    expected = study.base.digests
+    for name, digest in expected.items():
+        if base.digests.get(name) != digest:
+            raise ConfigError(
+                f"[base] file {name!r} has digest {base.digests.get(name)}, expected {digest}: "
+                "get the base that the study was agreed on"
+            )
+    unknown = sorted(study.sites.keys() - sites.keys())
+    if unknown:
+        raise ConfigError(
+            f"[sites.{unknown[0]}] is not in the data, sites are {', '.join(sites)}: mend the name"
+        )
+    terms = {
+        name: study.sites.get(name) or SiteTerms(patients_public=round_two_digits(site.patients()))
+        for name, site in sites.items()
+    }
+    task = study.task
+    if task.kind == "classification" and not task.labels:
+        labels = _labels(sites, task.label or "")
+        texts = _label_texts(sites, task.label or "", task.label_text, labels)
+        task = replace(task, labels=labels, label_texts=texts)
+    return replace(
+        study, sites=terms, task=task, base=replace(study.base, digests=dict(base.digests))
+    )
+
+
+def prepare(
+    experiment: Experiment,
+    study: Study,
+    sites: Mapping[str, SiteRecords],
+    *,
+    home: Path | None,
+    say: Say,
+) -> Prepared:
+    """Load the base and turn every site's records into examples.
+
+    Args:
+        experiment: the parsed file.
+        study: from ``complete_study``.
+        sites: the records.
+        home: where base models are cached; None for the platform's folder.
+        say: is told what is being done.
+
+    Raises:
+        GovernanceError: a site has too few patients, or a text, label or answer is empty.
+        ConfigError: a field of the task is missing from a record.
+    """
+    minimum = experiment.simulation.minimum_patients
+    admitted = {
+        name: admit(site.train, SitePolicy(site=name, minimum_patients=minimum))
+        for name, site in sites.items()
+    }
+    model = AdaptedModel(resolve(study.base.name, home=home), study)
+    encoder = TaskEncoder(study.task, model.tokenizer)
+    allowed = fields_read(study.task)
+    train, test = {}, {}
+    for name, site in sites.items():
+        count = len(site.train) + len(site.test)
+        say(f"reading {count} records of site {name}")
+        train[name] = make_examples(deidentify(admitted[name], allowed), encoder, model)
+        test[name] = make_examples(deidentify(_for_test(name, site.test), allowed), encoder, model)
+    return Prepared(
+        experiment=experiment,
+        study=study,
+        model=model,
+        records=sites,
+        train={name: examples.with_known_labels() for name, examples in train.items()},
+        test=test,
+        notes=_notes(study, train, test),
+    )
+
+
+def round_two_digits(number: int) -> int:
+    """Return a size rounded to two significant digits: 1,259 → 1,300; 96 stays; at least 1."""
+    return max(1, int(float(f"{number:.2g}")))
+
+
+def subset(examples: Examples, share: float, seed: int) -> Examples:
+    """Return the records of a random share of the patients."""
+    patients = sorted(set(examples.patients))
+    keep = max(2, round(share * len(patients)))
+    chosen = set(np.random.default_rng(seed).permutation(patients)[:keep].tolist())
+    rows = [i for i, patient in enumerate(examples.patients) if patient in chosen]
+    return replace(
+        examples,
+        ids=tuple(examples.ids[i] for i in rows),
+        inputs=tuple(examples.inputs[i] for i in rows),
+        labels=tuple(examples.labels[i] for i in rows),
+        answer_starts=tuple(examples.answer_starts[i] for i in rows),
+        patients=tuple(examples.patients[i] for i in rows),
+    )
+
+
+def _for_test(site: str, records: tuple[Record, ...]) -> Admitted:
+    """Test records of a simulation are not trained on: no minimum applies to them."""
+    if not records:
+        return Admitted(site, (), 0, ("no test records",))
+    return admit(records, SitePolicy(site=site, minimum_patients=1))
+
+
+def _labels(sites: Mapping[str, SiteRecords], field: str) -> tuple[str, ...]:
+    values = {
+        str(record.fields[field])
+        for site in sites.values()
+        for record in site.train
+        if record.fields.get(field) is not None
+    }
+    if len(values) < 2:
+        raise ConfigError(
+            f"[task] label {field!r} has {len(values)} classes in the training records, "
+            "a classification needs two: name another field"
+        )
+    return tuple(sorted(values))
+
+
+def _label_texts(
+    sites: Mapping[str, SiteRecords], field: str, text: str | None, labels: tuple[str, ...]
+) -> tuple[str, ...]:
+    if text is None:
+        return ()
+    texts = {
+        str(record.fields.get(field)): str(record.fields.get(text) or "")
+        for site in sites.values()
+        for record in site.train
+    }
+    missing = [label for label in labels if not texts.get(label)]
+    if missing:
+        raise ConfigError(f"[task] label_text {text!r} is empty for class {missing[0]!r}: fill it")
+    return tuple(texts[label] for label in labels)
+
+
+def _notes(
+    study: Study, train: Mapping[str, Examples], test: Mapping[str, Examples]
+) -> tuple[str, ...]:
+    notes = []
+    cut = sum(e.cut for e in (*train.values(), *test.values()))
+    if cut:
+        total = sum(len(e.ids) for e in (*train.values(), *test.values()))
+        notes.append(
+            f"{cut} of {total} texts were longer than max_tokens = {study.task.max_tokens} and cut."
+        )
+    unseen = sum(label == UNSEEN for e in test.values() for label in e.labels)
+    if unseen:
+        notes.append(
+            f"{unseen} test records have a label that no site trained: each counts as an error."
+        )
+    return tuple(notes)

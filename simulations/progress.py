@@ -1,0 +1,108 @@
+"""Live progress of a run: a bar on a terminal, a line per round elsewhere."""
+
+import math
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from huizhen.simulations.federation import Work
+from huizhen.simulations.runner import Observer
+
+
+class Progress(Observer):
+    """Shows round, loss, ε, bytes per site and the time left."""
+
+    def __init__(self, console: Console) -> None:
+        """Show on a console; a quiet one shows nothing."""
+        self._console = console
+        self._bars = Bars(
+            TextColumn("{task.description}", justify="left"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[detail]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._total: TaskID | None = None
+        self._arm: TaskID | None = None
+        self._unit = ""
+        self._sent: dict[str, int] = {}
+        self._begin = time.monotonic()
+
+    def __enter__(self) -> "Progress":
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def say(self, text: str) -> None:
+        """Show what is being done before the first round."""
+        if self._console.is_terminal:
+            self._bars.console.print(text, style="dim")
+        else:
+            self._console.print(text)
+
+    def planned(self, works: list[Work]) -> None:
+        """Start the bar of the whole run; its unit is a record read once."""
+        total = sum(work.study.rounds.count * _cost(work) for work in works)
+        self._total = self._bars.add_task("whole run", total=total, detail="")
+
+    def site_done(self, work: Work, round: int, site: str, loss: float, sent: int) -> None:
+        """Move the bars by one site's part."""
+        if work.unit != self._unit:
+            if self._arm is not None:
+                self._bars.remove_task(self._arm)
+            self._unit = work.unit
+            self._arm = self._bars.add_task(
+                work.unit, total=work.study.rounds.count * len(work.sites), detail=""
+            )
+            self._bars.update(self._arm, completed=(round - 1) * len(work.sites))
+        shown = "" if math.isnan(loss) else f" loss {loss:.3f}"
+        self._bars.update(
+            self._arm or TaskID(0),
+            advance=1,
+            detail=f"round {round}/{work.study.rounds.count} {site}{shown} {_size(sent)}/site",
+        )
+        if self._total is not None:
+            self._bars.update(self._total, advance=_cost(work) / len(work.sites))
+
+    def round_done(self, work: Work, entry: Mapping[str, Any]) -> None:
+        """Print the round's line where there is no terminal."""
+        parts = [f"{work.unit}: round {entry['round']}/{work.study.rounds.count}"]
+        if "loss" in entry:
+            parts.append(f"loss {entry['loss']:.3f}")
+        if "metrics" in entry:
+            parts += [f"{key} {value:.3f}" for key, value in list(entry["metrics"].items())[:1]]
+        if "epsilon" in entry:
+            parts.append(f"ε {entry['epsilon']:.2f}")
+        parts.append(f"{_size(entry['bytes_up'] / len(work.sites))}/site up")
+        parts.append(f"{entry['seconds']:.1f} s")
+        line = ", ".join(parts)
+        if not self._console.is_terminal:
+            self._console.print(line, highlight=False)
+        elif entry["round"] == work.study.rounds.count:
+            self._bars.console.print(line, style="dim", highlight=False)
+
+
+def _cost(work: Work) -> float:
+    """Return the records that one round reads."""
+    study = work.study
+    records = sum(len(examples.ids) for examples in work.sites.values())
+    if study.is_private:
+        return records * study.privacy.sampling_rate * study.rounds.local_steps
+    return float(records * study.rounds.local_epochs)
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"

@@ -1,0 +1,363 @@
+"""From finished units of work to ``results.json``: means over seeds, per site, per round."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from huizhen.client.evaluation import answer_loss, classify
+from huizhen.client.examples import Examples
+from huizhen.client.site import Mechanism
+from huizhen.learning.metrics import classification_metrics, is_same_answer
+from huizhen.learning.model import AdaptedModel
+from huizhen.learning.tasks import UNSEEN, TaskEncoder
+from huizhen.learning.template import render
+from huizhen.protocol.accounting import ACCOUNTANT
+from huizhen.protocol.adapter import Tensors
+from huizhen.simulations.baseline import tfidf_baseline, with_ancestors
+from huizhen.simulations.federation import Work
+from huizhen.simulations.prepare import Prepared
+from huizhen.simulations.provenance import environment, peak_memory_mib
+from huizhen.simulations.run_folder import tensors_digest
+
+Metrics = dict[str, float]
+_CLOSE_ENOUGH = 0.05  # of top-1: where differential privacy is said to cost little
+
+
+class TestRecords:
+    """The sites' test records, and what an adapter reaches on them."""
+
+    __test__ = False  # no test class of pytest
+
+    def __init__(self, model: AdaptedModel, sites: Mapping[str, Examples]) -> None:
+        """Take the records of all sites; some sites may have none."""
+        self.model = model
+        self.sites = {name: examples for name, examples in sites.items() if examples.ids}
+
+    def metrics(self) -> dict[str, Any]:
+        """Return metrics of the loaded adapter on the union and on each site's own records."""
+        if self.model.kind == "instruction":
+            losses = {name: answer_loss(self.model, e) for name, e in self.sites.items()}
+            tokens = sum(loss.tokens for loss in losses.values())
+            return {
+                "metrics": {"loss": sum(loss.total for loss in losses.values()) / tokens},
+                "test_sites": {n: {"loss": x.total / x.tokens} for n, x in losses.items()},
+            }
+        scores = {name: classify(self.model, e) for name, e in self.sites.items()}
+        labels = [label for e in self.sites.values() for label in e.labels]
+        return {
+            "metrics": classification_metrics(np.concatenate(list(scores.values())), labels),
+            "test_sites": {
+                name: classification_metrics(scores[name], examples.labels)
+                for name, examples in self.sites.items()
+            },
+        }
+
+
+class Results:
+    """Gathers finished units of work."""
+
+    def __init__(self, prepared: Prepared, test: TestRecords) -> None:
+        """Start with nothing finished."""
+        self.prepared, self.test = prepared, test
+        self._done: list[tuple[Work, list[dict[str, Any]], Metrics, str]] = []
+        self._answers: dict[str, list[str]] = {}
+
+    def add(self, work: Work, adapter: Tensors, history: list[dict[str, Any]]) -> None:
+        """Take in a unit of work that is finished."""
+        metrics = dict(history[-1]["metrics"])
+        if self.prepared.model.kind == "instruction":
+            self.prepared.model.load(adapter)
+            metrics |= self._answer(work.unit)
+        self._done.append((work, history, metrics, tensors_digest(adapter)))
+
+    def document(self, *, command: str) -> dict[str, Any]:
+        """Return what ``results.json`` holds."""
+        prepared = self.prepared
+        arms: dict[str, dict[str, Any]] = {
+            arm: self._local() if arm == "local" else self._arm(arm)
+            for arm in prepared.experiment.simulation.arms
+        }
+        sweep = self._sweep("sweep_epsilon")
+        document: dict[str, Any] = {
+            "schema": 1,
+            "name": prepared.study.study.name,
+            "kind": prepared.study.task.kind,
+            "study": prepared.study.digest(),
+            "data": self._data(),
+            "arms": arms,
+            "notes": list(prepared.notes),
+            "provenance": {
+                **environment(),
+                "base": prepared.study.base.name,
+                "seeds": ", ".join(map(str, prepared.experiment.simulation.seeds)),
+                "command": command,
+                "peak memory": f"{peak_memory_mib():.0f} MiB",
+            },
+        }
+        if prepared.study.task.kind == "classification":
+            document["baseline"] = self._baseline()
+        if sweep:
+            document["sweep"] = sweep
+            document |= self._enough(arms, sweep)
+        if fewer := self._sweep("sweep_patients"):
+            document["sweep_patients"] = fewer
+        if self._answers:
+            document["samples"] = self._samples()
+        private = [work for work, *_ in self._done if work.study.is_private]
+        if private:
+            document["privacy"] = privacy_document(private)
+        return document
+
+    def _units(self, prefix: str) -> list[tuple[Work, list[dict[str, Any]], Metrics, str]]:
+        return [done for done in self._done if done[0].unit.startswith(f"{prefix}-")]
+
+    def _arm(self, arm: str) -> dict[str, Any]:
+        units = self._units(arm)
+        metrics = [m for _, _, m, _ in units]
+        last = [history[-1] for _, history, _, _ in units]
+        entry: dict[str, Any] = {
+            "metrics": _mean(metrics),
+            "spread": _spread(metrics),
+            "per_seed": [
+                {"seed": w.study.study.seed, "metrics": m, "adapter": digest}
+                for w, _, m, digest in units
+            ],
+            "sites": {
+                name: {"metrics": _mean([one["test_sites"][name] for one in last])}
+                for name in last[0]["test_sites"]
+            },
+            "rounds": [_public_round(round) for round in units[0][1]],
+            "seconds": _seconds(units),
+            "outside_share": _outside(units),
+        }
+        work = units[0][0]
+        if work.study.is_private:
+            spent = Mechanism.of(work.study).epsilon_after(work.study.rounds.count)
+            entry["epsilon"] = dict.fromkeys(work.study.sites, spent)
+        return entry
+
+    def _local(self) -> dict[str, Any]:
+        by_site: dict[str, list[tuple[Work, list[dict[str, Any]], Metrics, str]]] = {}
+        for unit in self._units("local"):
+            by_site.setdefault(next(iter(unit[0].sites)), []).append(unit)
+        sites: dict[str, dict[str, Any]] = {}
+        for name, units in by_site.items():
+            own = [history[-1]["test_sites"].get(name) for _, history, _, _ in units]
+            sites[name] = {
+                "metrics": _mean([m for _, _, m, _ in units]),
+                "per_seed": [{"seed": w.study.study.seed, "metrics": m} for w, _, m, _ in units],
+                **({"own": _mean([one for one in own if one])} if any(own) else {}),
+            }
+        return {
+            "metrics": _mean([site["metrics"] for site in sites.values()]),
+            "sites": sites,
+            "seconds": _seconds(self._units("local")),
+            "outside_share": _outside(self._units("local")),
+        }
+
+    def _sweep(self, prefix: str) -> list[dict[str, Any]]:
+        if not (units := self._units(prefix)):
+            return []
+        sigma = Mechanism.of(self._private_study()).noise_multiplier
+        points = []
+        for work, _, metrics, _ in units:
+            mechanism = Mechanism.of(work.study)
+            points.append(
+                {
+                    "epsilon": mechanism.epsilon_after(work.study.rounds.count),
+                    "sigma": mechanism.noise_multiplier,
+                    "patients": sum(e.num_patients for e in work.sites.values()),
+                    "times_patients": sigma / mechanism.noise_multiplier,
+                    "metrics": metrics,
+                }
+            )
+        return sorted(points, key=lambda point: (point["epsilon"], point["patients"]))
+
+    def _private_study(self) -> Any:
+        study = self.prepared.study
+        return next(
+            work.study
+            for work, *_ in self._done
+            if work.study.is_private and work.study.privacy.epsilon == study.privacy.epsilon
+        )
+
+    def _enough(self, arms: Mapping[str, Any], sweep: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return how many times the patients would bring DP close to the federation without it.
+
+        With q and T fixed, σ is the same and the denominator grows with the patients: noise at σ'
+        is the noise of σ / σ' times the patients. What more patients would teach besides is left
+        out.
+        """
+        if "federated" not in arms or "top1" not in sweep[0]["metrics"]:
+            return {}
+        target = arms["federated"]["metrics"]["top1"] - _CLOSE_ENOUGH
+        epsilon = self.prepared.study.privacy.epsilon
+        best = max(sweep, key=lambda point: point["times_patients"])
+        times = _crossing([(p["times_patients"], p["metrics"]["top1"]) for p in sweep], target)
+        if times is None:
+            text = (
+                f"At ε = {epsilon:g} even {best['times_patients']:.0f} times the patients in each "
+                f"hospital would not bring top-1 to {target:.2f} with these settings."
+            )
+        elif times <= 1:
+            text = (
+                f"At ε = {epsilon:g} hospitals of this size are large enough: top-1 {target:.2f}."
+            )
+        else:
+            text = (
+                f"At ε = {epsilon:g} each hospital would need about {times:.0f} times its patients "
+                f"to come within {_CLOSE_ENOUGH:.2f} of the federation without privacy."
+            )
+        return {
+            "enough": {"metric": "top1", "target": target, "times_patients": times, "text": text}
+        }
+
+    def _data(self) -> dict[str, Any]:
+        prepared = self.prepared
+        terms = prepared.experiment.simulation
+        sites = {}
+        for name, records in prepared.records.items():
+            train, test = prepared.train[name], prepared.test[name]
+            sites[name] = {
+                "train_patients": train.num_patients,
+                "test_patients": test.num_patients,
+                "train_records": len(records.train),
+                "test_records": len(records.test),
+                "labels_seen": len(set(train.labels)),
+            }
+        return {
+            "source": terms.data,
+            "synthetic": terms.synthetic,
+            "notice": terms.notice,
+            "labels": len(prepared.study.task.labels),
+            "unseen_labels": sum(x == UNSEEN for e in prepared.test.values() for x in e.labels),
+            "sites": sites,
+        }
+
+    def _baseline(self) -> dict[str, Any]:
+        task, terms = self.prepared.study.task, self.prepared.experiment.simulation
+        texts: dict[str, list[str]] = {"train": [], "test": []}
+        labels: dict[str, list[str]] = {"train": [], "test": []}
+        sites: list[str] = []
+        for name, site in self.prepared.records.items():
+            for part, records in (("train", site.train), ("test", site.test)):
+                fields = [dict(record.fields) for record in records]
+                own = [render(task.text, one) for one in fields]
+                if terms.ancestors is not None:
+                    more = with_ancestors(fields, field=terms.ancestors)
+                    own = [f"{text}, {extra}" for text, extra in zip(own, more, strict=True)]
+                texts[part] += own
+                labels[part] += [str(one[task.label or ""]) for one in fields]
+            sites += [name] * len(site.train)
+        found = tfidf_baseline(
+            texts["train"], labels["train"], sites, texts["test"], labels["test"]
+        )
+        extra = ", with HPO ancestors" if terms.ancestors is not None else ""
+        return {**found, "text": f"TF-IDF + logistic regression{extra}"}
+
+    def _answer(self, unit: str) -> Metrics:
+        """Let the loaded adapter answer test records; keep the first answers for the report."""
+        chosen = self._asked()
+        encoder = TaskEncoder(self.prepared.study.task, self.prepared.model.tokenizer)
+        model, task = self.prepared.model, self.prepared.study.task
+        prompts = [encoder.prompt(render(task.text, fields)) for fields, _ in chosen]
+        answers = model.generate(prompts, task.max_new_tokens)
+        self._answers[unit] = answers
+        hits = [
+            is_same_answer(answer, encoder.answer(fields, place))
+            for answer, (fields, place) in zip(answers, chosen, strict=True)
+        ]
+        return {"exact_match": float(np.mean(hits))}
+
+    def _asked(self) -> list[tuple[Mapping[str, Any], str]]:
+        """Return the test records that are answered: evenly spread, at most as many as set."""
+        everything = [(r.fields, r.place) for s in self.prepared.records.values() for r in s.test]
+        most = self.prepared.experiment.simulation.exact_match_records
+        places = np.linspace(0, len(everything) - 1, min(most, len(everything))).round().astype(int)
+        return [everything[i] for i in places]
+
+    def _samples(self) -> list[dict[str, Any]]:
+        task = self.prepared.study.task
+        count = self.prepared.experiment.simulation.generate
+        seed = self.prepared.experiment.simulation.seeds[0]
+        shown = {
+            arm: self._answers[f"{arm}-{seed}"]
+            for arm in ("pooled", "federated", "federated_dp")
+            if f"{arm}-{seed}" in self._answers
+        }
+        return [
+            {
+                "prompt": render(task.text, fields),
+                "expected": render(task.answer or "", fields),
+                "answers": {arm: answers[i] for arm, answers in shown.items()},
+            }
+            for i, (fields, _) in enumerate(self._asked()[:count])
+        ]
+
+
+def privacy_document(works: list[Work]) -> dict[str, Any]:
+    """Return what is promised to each patient and what it rests on: the first private study."""
+    work = next(work for work in works if work.study.is_private)
+    study, mechanism = work.study, Mechanism.of(work.study)
+    terms, rounds = study.privacy, study.rounds.count
+    spent = mechanism.epsilon_after(rounds)
+    return {
+        "schema": 1,
+        "study": study.digest(),
+        "mechanism": "Poisson-subsampled Gaussian (DP-SGD), its noise added in full at each site",
+        "unit": terms.unit,
+        "neighbouring": "add_or_remove_one",
+        "noise_multiplier": mechanism.noise_multiplier,
+        "sampling_rate": mechanism.sampling_rate,
+        "steps": rounds * mechanism.steps_per_round,
+        "delta": mechanism.delta,
+        "max_grad_norm": terms.max_grad_norm,
+        "records_per_patient": terms.records_per_patient,
+        "patients_public": {name: site.patients_public for name, site in study.sites.items()},
+        "epsilon": dict.fromkeys(study.sites, spent),
+        "epsilon_per_round": [mechanism.epsilon_after(t) for t in range(1, rounds + 1)],
+        "accountant": ACCOUNTANT,
+        "covers": "every update that a site sends in one run of this study, and all that follows",
+        "does_not_cover": [
+            "further runs on the same patients: with more seeds or a sweep the ε add up",
+            "metrics and losses of this simulation, which are exact and stay on this machine",
+            "a patient who is in several hospitals: the ε of the hospitals add up",
+            "the public facts: the label list, the rounded sizes, the base model",
+        ],
+    }
+
+
+def _public_round(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key not in ("sites", "test_sites")}
+
+
+def _mean(metrics: list[Metrics]) -> Metrics:
+    return {key: float(np.mean([one[key] for one in metrics])) for key in metrics[0]}
+
+
+def _spread(metrics: list[Metrics]) -> Metrics:
+    if len(metrics) < 2:
+        return dict.fromkeys(metrics[0], 0.0)
+    return {key: float(np.std([one[key] for one in metrics], ddof=1)) for key in metrics[0]}
+
+
+def _seconds(units: list[tuple[Work, list[dict[str, Any]], Metrics, str]]) -> float:
+    return float(sum(round["seconds"] for _, history, _, _ in units for round in history))
+
+
+def _outside(units: list[tuple[Work, list[dict[str, Any]], Metrics, str]]) -> float:
+    shares = [round["outside_share"] for _, history, _, _ in units for round in history]
+    return float(np.median(shares))
+
+
+def _crossing(points: list[tuple[float, float]], target: float) -> float | None:
+    """Return the first x, on a log scale, where y reaches the target; None if it never does."""
+    points = sorted(points)
+    if points[0][1] >= target:
+        return min(1.0, points[0][0])
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if y1 >= target:
+            return float(x0 * (x1 / x0) ** ((target - y0) / (y1 - y0)))
+    return None

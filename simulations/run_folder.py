@@ -1,0 +1,186 @@
+"""A run folder: what a simulation has done so far, safe against being killed at any moment.
+
+    run.json                 whose folder this is: the run digest and all that it covers
+    state/<unit>.safetensors the last closed round of each unit of work, tensors and history in one
+    file results.json, …          what people read, written at the end
+
+Every file is written beside its place, synced and renamed: a reader sees the old bytes or the new.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import rfc8785
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from huizhen.protocol.adapter import Tensors, in_order
+from huizhen.protocol.errors import ConfigError, StorageError
+from huizhen.strategies.base import StrategyState
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The state after the last closed round of one unit of work."""
+
+    round: int
+    # the round to do next
+    strategy: StrategyState
+    history: list[dict[str, Any]]
+
+
+class RunFolder:
+    """An out folder, locked while it is used."""
+
+    def __init__(self, path: Path, identity: Mapping[str, Any], *, resume: bool) -> None:
+        """Open or make the folder of one run.
+
+        Args:
+            path: the folder.
+            identity: everything that changes the results: study, data, versions.
+            resume: go on with what is there.
+
+        Raises:
+            ConfigError: the folder belongs to another run, holds one and ``resume`` is not set, or
+                is
+                in use.
+            StorageError: it cannot be written.
+        """
+        self.path = path
+        self.digest = hashlib.sha256(rfc8785.dumps(dict(identity))).hexdigest()
+        with _storage(path):
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "state").mkdir(exist_ok=True)
+            self._lock = (path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise ConfigError(f"{str(path)!r} is in use by another process: wait for it") from error
+        try:
+            self._claim(dict(identity), resume)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lock.close()
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file for people and programs."""
+        text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+        self.write(name, text.encode())
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file so that it is whole or absent.
+
+        Raises:
+            StorageError: the disk is full or read-only.
+        """
+        target = self.path / name
+        with _storage(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}.{os.getpid()}")
+            try:
+                with temporary.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(target)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            folder = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    def save(self, unit: str, checkpoint: Checkpoint) -> None:
+        """Store the state of a unit of work after a closed round."""
+        tensors = {f"x/{name}": array for name, array in in_order(checkpoint.strategy.x).items()}
+        for moment, values in checkpoint.strategy.moments.items():
+            tensors |= {f"m/{moment}/{name}": array for name, array in in_order(values).items()}
+        notes = {"round": checkpoint.round, "history": checkpoint.history, "schema": SCHEMA}
+        metadata = {"notes": json.dumps(notes, allow_nan=False)}
+        self.write(f"state/{unit}.safetensors", save(tensors, metadata=metadata))
+
+    def restore(self, unit: str) -> Checkpoint | None:
+        """Return the state of a unit of work, or None if no round of it is closed.
+
+        Raises:
+            StorageError: the file is damaged.
+        """
+        path = self.path / "state" / f"{unit}.safetensors"
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="numpy") as file:
+                notes = json.loads(file.metadata()["notes"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise StorageError(
+                f"{str(path)!r} is damaged: remove it to do its part again"
+            ) from error
+        x = {name[2:]: array for name, array in tensors.items() if name.startswith("x/")}
+        moments: dict[str, dict[str, Any]] = {}
+        for name, array in tensors.items():
+            if name.startswith("m/"):
+                _, moment, rest = name.split("/", 2)
+                moments.setdefault(moment, {})[rest] = array
+        return Checkpoint(notes["round"], StrategyState(x, moments), notes["history"])
+
+    def _claim(self, identity: dict[str, Any], resume: bool) -> None:
+        path = self.path / "run.json"
+        if not path.exists():
+            self.write_json(
+                "run.json", {"schema": SCHEMA, "digest": self.digest, "covers": identity}
+            )
+            return
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            digest, covers = found["digest"], found["covers"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StorageError(f"{str(path)!r} is damaged: choose another folder") from error
+        if digest != self.digest:
+            differs = [key for key in identity if covers.get(key) != identity[key]]
+            raise ConfigError(
+                f"{str(self.path)!r} belongs to another run (its {', '.join(differs)} differ): "
+                "choose another --out"
+            )
+        if not resume:
+            raise ConfigError(
+                f"{str(self.path)!r} already holds this run: add --resume to go on with it, "
+                "or choose another --out"
+            )
+
+
+def tensors_digest(tensors: Tensors) -> str:
+    """Return the SHA-256 of an adapter's canonical bytes: names, shapes and values."""
+    return hashlib.sha256(save(dict(in_order(tensors)))).hexdigest()
+
+
+@contextlib.contextmanager
+def _storage(path: Path) -> Any:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot write {str(path)!r}: {error.strerror or error}") from error

@@ -1,0 +1,168 @@
+"""Runs an experiment: every arm, every seed, and the results that people read.
+
+Each arm is its own study on the same sites. ``local`` and ``pooled`` are federations of one: each
+site by itself, and one site that holds everything.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from huizhen.client.examples import pooled
+from huizhen.learning.export import export_adapter
+from huizhen.protocol.adapter import Tensors
+from huizhen.protocol.study import SiteTerms, Study
+from huizhen.simulations.experiment import Experiment
+from huizhen.simulations.federation import Watcher, Work, run
+from huizhen.simulations.partition import read_sites
+from huizhen.simulations.prepare import (
+    Prepared,
+    complete_study,
+    prepare,
+    round_two_digits,
+    subset,
+)
+from huizhen.simulations.provenance import environment, file_digest
+from huizhen.simulations.results import Results, TestRecords, privacy_document
+from huizhen.simulations.run_folder import RunFolder
+
+POOLED = "pooled"
+
+
+class Observer(Watcher):
+    """Is told of a whole run's progress; this one stays silent."""
+
+    def say(self, text: str) -> None:
+        """What is being done before the first round."""
+
+    def planned(self, works: list[Work]) -> None:
+        """All that will be run."""
+
+
+def run_experiment(
+    experiment: Experiment,
+    out: Path,
+    *,
+    resume: bool = False,
+    home: Path | None = None,
+    observer: Observer | None = None,
+    command: str = "",
+) -> dict[str, Any]:
+    """Run an experiment into a folder and return what ``results.json`` holds.
+
+    Args:
+        experiment: the parsed file.
+        out: the run folder.
+        resume: go on with what the folder holds.
+        home: where base models are cached.
+        observer: is told of progress.
+        command: what the user typed, for the report.
+
+    Raises:
+        HuizhenError: anything that the user must change; what was done so far stays in the folder.
+    """
+    observer = observer or Observer()
+    sites = read_sites(experiment.simulation, experiment.study.task.label)
+    study = complete_study(experiment, sites, home)
+    with RunFolder(out, _identity(experiment, study), resume=resume) as folder:
+        prepared = prepare(experiment, study, sites, home=home, say=observer.say)
+        works = list(plan(prepared))
+        observer.planned(works)
+        results = Results(prepared, TestRecords(prepared.model, prepared.test))
+        every = experiment.simulation.evaluate_every
+        exported = [f"{arm}-{_first_seed(experiment)}" for arm in ("federated", "federated_dp")]
+        for work in works:
+            adapter, history = run(
+                work,
+                prepared.model,
+                folder,
+                results.test.metrics,
+                evaluate_every=work.study.rounds.count if work.unit.startswith("local") else every,
+                watcher=observer,
+            )
+            results.add(work, adapter, history)
+            if work.unit in exported:
+                _export(prepared, work, adapter, folder)
+        document = results.document(command=command)
+        folder.write_json("results.json", document)
+        if study.is_private:
+            folder.write_json("privacy.json", privacy_document(works))
+        return document
+
+
+def plan(prepared: Prepared) -> Iterator[Work]:
+    """Yield every unit of work, in the order in which they are run."""
+    terms = prepared.experiment.simulation
+    everything = pooled(list(prepared.train.values()))
+    by_itself = replace(prepared.study.rounds, quorum=None)
+    for seed in terms.seeds:
+        for arm in terms.arms:
+            study = arm_study(prepared.study, seed, private=arm == "federated_dp")
+            if arm == "local":
+                for name, examples in prepared.train.items():
+                    alone = replace(study, sites={name: study.sites[name]}, rounds=by_itself)
+                    yield Work(f"local-{seed}-{_safe(name)}", alone, {name: examples})
+            elif arm == "pooled":
+                size = SiteTerms(patients_public=round_two_digits(everything.num_patients))
+                joined = replace(study, sites={POOLED: size}, rounds=by_itself)
+                yield Work(f"pooled-{seed}", joined, {POOLED: everything})
+            else:
+                yield Work(f"{arm}-{seed}", study, prepared.train)
+    private = arm_study(prepared.study, terms.seeds[0], private=True)
+    for value in terms.sweep_epsilon:
+        other = replace(private, privacy=replace(private.privacy, epsilon=value))
+        yield Work(f"sweep_epsilon-{value:g}", other, prepared.train)
+    for share in terms.sweep_patients:
+        fewer = {n: subset(e, share, terms.seeds[0]) for n, e in prepared.train.items()}
+        sizes = {
+            name: SiteTerms(patients_public=round_two_digits(examples.num_patients))
+            for name, examples in fewer.items()
+        }
+        yield Work(f"sweep_patients-{share:g}", replace(private, sites=sizes), fewer)
+
+
+def arm_study(study: Study, seed: int, *, private: bool) -> Study:
+    """Return the study of one arm: the file's, with the seed, and unit ``none`` unless private."""
+    unit = study.privacy.unit if private else "none"
+    return replace(
+        study,
+        study=replace(study.study, seed=seed),
+        privacy=replace(study.privacy, unit=unit),
+    )
+
+
+def _export(prepared: Prepared, work: Work, adapter: Tensors, folder: RunFolder) -> None:
+    arm = work.unit.split("-")[0]
+    export_adapter(prepared.model, adapter, lambda name, data: folder.write(f"{arm}/{name}", data))
+
+
+def _first_seed(experiment: Experiment) -> int:
+    return experiment.simulation.seeds[0]
+
+
+def _safe(name: str) -> str:
+    """Return a site's name as a part of a file's name, different for different names."""
+    return "".join(
+        c if c.isascii() and (c.isalnum() or c in "-_") else f"%{ord(c):x}" for c in name
+    )
+
+
+def _identity(experiment: Experiment, study: Study) -> dict[str, Any]:
+    """Return everything that changes the results; the run digest is over it."""
+    sections = {k: v for k, v in experiment.sections.items() if k == "simulation"}
+    return {
+        "study": study.digest(),
+        "simulation": _plain(sections),
+        "data": file_digest(Path(experiment.simulation.data)),
+        "environment": environment(),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Return TOML values as JSON values."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items() if key != "data"}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,1 @@
+"""How updates become the next adapter: pure array functions, one file per paper."""

@@ -1,0 +1,30 @@
+"""FedAvg of both LoRA factors, the baseline that others call FedIT.
+
+McMahan et al. 2017, Algorithm 1; on LoRA factors: Zhang et al. 2024 (https://arxiv.org/abs/2305.05644).
+With p_i the sites' shares, B ← Σ p_i B_i and A ← Σ p_i A_i. Not exact: the mean of products
+differs from the product of means by Σ p_i (B_i − B̄)(A_i − Ā).
+"""
+
+from dataclasses import dataclass
+
+from huizhen.protocol.adapter import Shapes, Tensors
+from huizhen.strategies.base import Facts, StrategyState, add
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FedAvg:
+    """Every tensor of the adapter is trained and averaged."""
+
+    facts = Facts(linear=True, exact=False, mixed_ranks=False, sees_individual_updates=False)
+
+    def init(self, x: Tensors) -> StrategyState:
+        """Return the state before the first round."""
+        return StrategyState(x)
+
+    def trains(self, shapes: Shapes, round: int) -> frozenset[str]:
+        """Return all names."""
+        return frozenset(shapes)
+
+    def step(self, state: StrategyState, combined: Tensors) -> StrategyState:
+        """Return the state after adding the mean update."""
+        return StrategyState(add(state.x, combined), state.moments)

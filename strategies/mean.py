@@ -1,0 +1,81 @@
+"""The weighted mean of updates, in int64 fixed point: any order of arrival gives the same bytes.
+
+Each value is rounded to a multiple of 2^-36 after it is multiplied by its site's share w_i / Σw
+over *all* sites of the study, which is public before the round; the sums are of integers, so
+addition is associative, and it is the arithmetic that secure sums use. With |Δ| ≤ 2^20 and shares
+that sum to 1 no sum leaves 2^57. The rounding of n sites adds at most n·2^-37 to a value.
+
+Memory is one accumulator of the adapter's size, whatever the number of sites.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from huizhen.protocol.adapter import Tensors, in_order
+from huizhen.protocol.errors import AggregationError
+
+FRACTION_BITS = 36
+MAX_VALUE = 2.0**20
+
+
+@dataclass(frozen=True, slots=True)
+class Accumulator:
+    """The sum so far: fixed-point values by name, and the share of the sites in it."""
+
+    sums: Mapping[str, NDArray[np.int64]]
+    share: float
+
+
+def start() -> Accumulator:
+    """Return the empty sum."""
+    return Accumulator({}, 0.0)
+
+
+def add(accumulator: Accumulator, update: Tensors, share: float) -> Accumulator:
+    """Return the sum with one more update; the arrays of ``accumulator`` are used up.
+
+    Args:
+        accumulator: the sum so far, with the same tensors.
+        update: Δ_i of one site.
+        share: w_i / Σw over all sites of the study.
+
+    Raises:
+        AggregationError: a value is not finite or over 2^20, the tensors differ, or the share is
+            not
+            in (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise AggregationError(f"share is {share}, expected over 0 and at most 1")
+    update = in_order(update)
+    if accumulator.sums and accumulator.sums.keys() != update.keys():
+        raise AggregationError("update has other tensors than the sum")
+    sums: dict[str, NDArray[np.int64]] = {}
+    for name, delta in update.items():
+        if not (np.abs(delta) <= MAX_VALUE).all():
+            raise AggregationError(
+                f"update of {name!r} holds a value that is not finite or over 2^20"
+            )
+        fixed = np.rint(delta.astype(np.float64) * (share * 2.0**FRACTION_BITS)).astype(np.int64)
+        if accumulator.sums:
+            fixed += accumulator.sums[name]
+        sums[name] = fixed
+    return Accumulator(sums, accumulator.share + share)
+
+
+def finish(accumulator: Accumulator, share: float) -> Tensors:
+    """Return the weighted mean of the updates that were added.
+
+    Args:
+        accumulator: the sum.
+        share: the sites' shares, summed in the study's order of sites; 1 if all took part.
+
+    Raises:
+        AggregationError: nothing was added.
+    """
+    if not accumulator.sums:
+        raise AggregationError("no update was counted, expected at least one")
+    scale = 2.0**-FRACTION_BITS / share
+    return {name: (total * scale).astype(np.float32) for name, total in accumulator.sums.items()}
