@@ -136,6 +136,7 @@ def _row(entry: "Entry", home: Path | None, is_cached: bool) -> dict[str, Any]:
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -147,7 +148,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         source = re.sub(r"@([0-9a-f]{8})[0-9a-f]{32}$", r"@\1…", row["source"])
         star = "" if row["digests"] == "catalogue" else " *"
         table.add_row(
-            f"[bold]{row['name']}[/]{star}\n[dim]{source}\n{row['licence']}[/]\n",
+            f"[bold]{escape(row['name'])}[/]{star}\n[dim]{escape(source)}\n{row['licence']}[/]\n",
             _count(row["parameters"]),
             _megabytes(row["disk_bytes"] or row["download_bytes"]),
             "yes" if row["cached"] else "no",

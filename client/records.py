@@ -3,10 +3,13 @@
 Every error names the file and the line and never shows what the record says.
 """
 
+import codecs
+import contextlib
 import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +58,8 @@ def read_rows(path: Path, *, encoding: str = "utf-8") -> Iterator[tuple[str, dic
         raise ConfigError(
             f"{path.name} ends in .gz but is not gzip: unpack or rename it"
         ) from error
-    except EOFError as error:
-        raise ConfigError(f"{path.name} is cut short: copy it again") from error
+    except (EOFError, zlib.error) as error:
+        raise ConfigError(f"{path.name} is cut short or damaged: copy it again") from error
     except OSError as error:
         raise ConfigError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
 
@@ -78,31 +81,37 @@ def to_record(fields: Mapping[str, Any], patient_field: str, place: str) -> Reco
 
 def _decode(stream: Any, path: Path, encoding: str) -> Iterator[str]:
     """Yield the lines as text, refusing what is not in the declared encoding."""
-    name = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
-    number = 0
-    if name.lower().replace("-", "").startswith("utf16"):
-        yield from io.TextIOWrapper(stream, encoding=name, errors="strict")
-        return
+    number, wide = 0, None
+    line: Any = b""
     try:
-        while line := stream.readline(MAX_LINE_BYTES + 1):
+        codec = codecs.lookup(encoding).name
+        if codec.startswith(("utf-16", "utf-32")):  # where the byte of a line's end means more
+            wide = io.TextIOWrapper(stream, encoding=codec, newline="\n")
+        while line := (wide or stream).readline(MAX_LINE_BYTES + 1):
             number += 1
             if len(line) > MAX_LINE_BYTES:
                 raise GovernanceError(
                     f"{path.name}:{number}: line has over {MAX_LINE_BYTES} bytes: split it"
                 )
-            yield line.decode(name if number == 1 else name.removesuffix("-sig"))
-    except LookupError as error:
-        raise ConfigError(f"encoding is {encoding!r}, expected a name such as 'gb18030'") from error
-    except UnicodeDecodeError as error:
+            text = line if wide else line.decode(codec)
+            yield text.removeprefix("\ufeff") if number == 1 else text
+    except UnicodeError as error:
+        if wide:
+            number, line = number + 1, b""
         raise ConfigError(_wrong_encoding(line, path, number, encoding)) from error
+    except (LookupError, ValueError) as error:
+        raise ConfigError(f"encoding is {encoding!r}, expected a name such as 'gb18030'") from error
+    finally:
+        if wide:
+            with contextlib.suppress(ValueError):  # a reader that stopped early closed the file
+                wide.detach()
 
 
 def _wrong_encoding(line: bytes, path: Path, number: int, encoding: str) -> str:
-    for guess in (
-        ("gb18030", "utf-16") if not line.startswith((b"\xff\xfe", b"\xfe\xff")) else ("utf-16",)
-    ):
+    marked = line.startswith((b"\xff\xfe", b"\xfe\xff"))
+    for guess in ("utf-16",) if marked else ("gb18030", "utf-16") if line else ():
         try:
-            line.decode(guess)
+            line[: len(line) & ~1 if guess == "utf-16" else None].decode(guess)
         except UnicodeDecodeError:
             continue
         return (
@@ -123,7 +132,17 @@ def _json_rows(lines: Iterator[str], path: Path) -> Iterator[tuple[str, dict[str
             raise GovernanceError(f"{place}: line is not JSON: mend the export") from error
         if not isinstance(fields, dict):
             raise GovernanceError(f"{place}: line is not a JSON object, expected one a line")
+        if "\\ud" in line.lower() and not _is_unicode(fields):
+            raise GovernanceError(f"{place}: line holds half of a surrogate pair: mend the export")
         yield place, fields
+
+
+def _is_unicode(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _csv_rows(lines: Iterator[str], path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -137,4 +156,5 @@ def _csv_rows(lines: Iterator[str], path: Path) -> Iterator[tuple[str, dict[str,
                 )
             yield place, dict(fields)
     except csv.Error as error:
-        raise GovernanceError(f"{path.name}:{reader.line_num}: {error}: mend the export") from error
+        line = reader.reader.line_num  # the outer count stays at the last whole row
+        raise GovernanceError(f"{path.name}:{line}: {error}: mend the export") from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from huizhen.client.dp_sgd import per_record_gradients, private_gradient
 from huizhen.client.examples import Examples
@@ -86,17 +86,20 @@ def _plain(
     round: int,
 ) -> tuple[float, int, int]:
     terms = study.rounds
-    optimizer = _optimizer(parameters, study, round)
+    optimizers = _optimizers(parameters, study, round)
+    adjustment = label_shares(examples, study).log() if terms.logit_adjustment else None
     total = steps = tokens = 0.0
     for epoch in range(terms.local_epochs):
         generator = _generator(study.study.seed, site, round, epoch)
         for indices in shuffled_batches(examples.lengths, terms.batch_size, generator):
             batch = examples.batch(indices)
             with model.timed():
-                losses, _ = model.losses(batch)
+                losses, _ = model.losses(batch, adjustment)
                 losses.mean().backward()  # type: ignore[no-untyped-call]  # torch's
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                _limit(optimizer, terms.max_norm)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             total += float(losses.detach().sum())
             steps += 1
             tokens += int(batch.mask.sum())
@@ -114,7 +117,7 @@ def _private(
 ) -> tuple[float, int, int]:
     terms = study.privacy
     records_of = units(examples, study)
-    optimizer = _optimizer(parameters, study, round)
+    optimizers = _optimizers(parameters, study, round)
     losses = []
     with per_record_gradients(model, parameters):
         for _ in range(study.rounds.local_steps):
@@ -131,7 +134,8 @@ def _private(
             )
             for name, parameter in parameters.items():
                 parameter.grad = gradient[name]
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             losses.append(loss)
     seen = [loss for loss in losses if not math.isnan(loss)]
     return (float(np.mean(seen)) if seen else math.nan), len(losses), 0
@@ -144,27 +148,42 @@ def units(examples: Examples, study: Study) -> list[np.ndarray[tuple[int], np.dt
     return examples.records_of()
 
 
-def _optimizer(
+def label_shares(examples: Examples, study: Study) -> Tensor:
+    """Return the site's own share of each class, (labels,), half a record added to each."""
+    counts = np.bincount(examples.labels, minlength=len(study.task.labels)) + 0.5
+    return torch.from_numpy(counts / counts.sum()).float()
+
+
+def _optimizers(
     parameters: Mapping[str, nn.Parameter], study: Study, round: int
-) -> torch.optim.Optimizer:
-    """Return a fresh optimiser: none of its memory outlives a round."""
-    private = study.is_private
-    kind = study.privacy.optimizer if private else study.rounds.optimizer
-    rate = study.rounds.learning_rate
-    if private and study.privacy.learning_rate is not None:
-        rate = study.privacy.learning_rate
-    head_rate = rate if private else study.rounds.head_learning_rate or rate
-    groups = [
-        {
-            "params": [p for name, p in parameters.items() if is_head(name) == head],
-            "lr": learning_rate(head_rate if head else rate, study, round),
-        }
-        for head in (False, True)
-    ]
-    groups = [group for group in groups if group["params"]]
-    if kind == "adamw":
-        return torch.optim.AdamW(groups, weight_decay=0.0)
-    return torch.optim.SGD(groups, momentum=0.0 if private else 0.9)
+) -> list[torch.optim.Optimizer]:
+    """Return fresh optimisers for LoRA and head: none of their memory outlives a round."""
+    terms, private = study.rounds, study.is_private
+    made = []
+    for head in (False, True):
+        own = [parameter for name, parameter in parameters.items() if is_head(name) == head]
+        if not own:
+            continue
+        kind = study.privacy.optimizer if private else terms.optimizer
+        rate = (study.privacy.learning_rate if private else None) or terms.learning_rate
+        if head and not private:
+            kind = terms.head_optimizer or kind
+            rate = terms.head_learning_rate or rate
+        rate = learning_rate(rate, study, round)
+        optimizer: torch.optim.Optimizer
+        if kind == "adamw":
+            optimizer = torch.optim.AdamW(own, lr=rate, weight_decay=0.0)
+        else:
+            optimizer = torch.optim.SGD(own, lr=rate, momentum=0.0 if private else 0.9)
+        made.append(optimizer)
+    return made
+
+
+def _limit(optimizer: torch.optim.Optimizer, max_norm: float | None) -> None:
+    """Scale an optimiser's gradients down to a norm of at most ``max_norm``."""
+    if max_norm is not None:
+        own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        nn.utils.clip_grad_norm_(own, max_norm)
 
 
 def _generator(seed: int, site: str, round: int, epoch: int) -> np.random.Generator:

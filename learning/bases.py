@@ -138,7 +138,7 @@ def load_model(base: Base, *, causal_lm: bool) -> "tuple[PreTrainedModel, PreTra
                 attn_implementation="sdpa",
                 output_loading_info=True,
             )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # tokenizers and safetensors raise no narrower one
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
             f"base {base.name} cannot be loaded ({reason}), a model known to transformers expected"

@@ -76,7 +76,7 @@ def _readme(model: AdaptedModel) -> str:
             else "the mean of the tokens' outputs, padding left out"
         )
         scale = ""
-        if model.study.task.head == "cosine":
+        if model.study.task.head == "normalised":
             scale = f", scaled to length {model.study.task.head_scale:g}"
         lines += [
             "# scores = pooled @ head.weight.T + head.bias (head.safetensors, labels.json)",

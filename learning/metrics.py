@@ -35,4 +35,4 @@ def is_same_answer(generated: str, expected: str) -> bool:
 
 
 def _normal(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).strip().strip("。. ").casefold()
+    return unicodedata.normalize("NFKC", text).strip().rstrip("。. ").casefold()

@@ -7,6 +7,7 @@ computed once per record (``prefix``) and only the layers above run in training.
 
 import contextlib
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -146,15 +147,25 @@ class AdaptedModel:
                 found[i] = hidden[row, : len(ids[i])].clone()
         return found
 
-    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def losses(self, batch: Batch, adjustment: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return each record's loss (B,), by its own tokens alone, and its number of terms (B,).
 
         No record's loss depends on another record of the batch.
+
+        Args:
+            batch: the records.
+            adjustment: added to the scores of the classes, (labels,), in training without DP.
         """
         hidden = self._features(batch.inputs, batch.mask)
         if self.kind == "classification":
             logits = self._classify(hidden, batch.mask)
-            return F.cross_entropy(logits, batch.labels, reduction="none"), torch.ones(len(logits))
+            if adjustment is not None:
+                logits = logits + adjustment
+            smoothing = self.study.task.label_smoothing
+            losses = F.cross_entropy(
+                logits, batch.labels, reduction="none", label_smoothing=smoothing
+            )
+            return losses, torch.ones(len(logits))
         places = torch.arange(batch.mask.shape[1] - 1)[None, :] + 1
         answers = (places >= batch.answer_starts[:, None]) & (batch.mask[:, 1:] > 0)
         rows, columns = answers.nonzero(as_tuple=True)
@@ -218,7 +229,7 @@ class AdaptedModel:
 
     def _classify(self, hidden: Tensor, mask: Tensor) -> Tensor:
         pooled = self._pool(hidden, mask)
-        if self.study.task.head == "cosine":
+        if self.study.task.head == "normalised":
             pooled = self.study.task.head_scale * F.normalize(pooled, dim=1)
         return self.module["head"](pooled)  # type: ignore[no-any-return]
 
@@ -233,16 +244,39 @@ class AdaptedModel:
     def _attach(self, model: Any) -> nn.Module:
         terms = self.study.adapter
         self._check_targets(model)
-        chosen = range(self._boundary, len(self._layers))
         config = LoraConfig(
             r=terms.rank,
             lora_alpha=terms.alpha,
-            target_modules=list(terms.target_modules),
-            layers_to_transform=list(chosen) if terms.layers is not None else None,
+            target_modules=self._targets(model),
             lora_dropout=0.0,
             bias="none",
         )
-        return get_peft_model(model, config)  # type: ignore[no-any-return]
+        with warnings.catch_warnings():
+            # PEFT 0.21 asks for a name that transformers 5 is about to drop
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            return get_peft_model(model, config)  # type: ignore[no-any-return]
+
+    def _targets(self, model: Any) -> list[str]:
+        """Return the target modules; where some layers only are adapted, by their full names.
+
+        PEFT's ``layers_to_transform`` finds no layer whose name begins with ``layers.``.
+        """
+        wanted = self.study.adapter.target_modules
+        if self.study.adapter.layers is None:
+            return list(wanted)
+        inside = {id(m) for layer in self._layers[self._boundary :] for m in layer.modules()}
+        found = [
+            name
+            for name, module in model.named_modules()
+            if id(module) in inside and isinstance(module, nn.Linear)
+            if any(name == target or name.endswith(f".{target}") for target in wanted)
+        ]
+        if not found:
+            raise ConfigError(
+                f"[adapter] target_modules names {', '.join(wanted)}, the last "
+                f"{self.study.adapter.layers} layers have none of them: leave out layers"
+            )
+        return found
 
     def _check_targets(self, model: Any) -> None:
         linears = {

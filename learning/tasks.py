@@ -108,7 +108,7 @@ class TaskEncoder:
         else:
             kept = ids
         label = fields.get(self.task.label or "")
-        if label is None:
+        if label is None or not str(label).strip():
             raise GovernanceError(
                 f"{where}: {self.task.label!r} is empty, a classification needs a label: "
                 "fill the field or remove the record"
@@ -137,7 +137,8 @@ class TaskEncoder:
                     f"{where}: the answer has {len(tail)} tokens, [task] max_tokens is "
                     f"{self.task.max_tokens}: raise it"
                 )
-            text = self.tokenizer.decode(words[: room - frame])
+            # a cut inside a character decodes to U+FFFD, which may take more tokens than it had
+            text = self.tokenizer.decode(words[: room - frame]).rstrip("\ufffd")
             head = self._tokens(self.prompt(text))[:room]
         return Encoded(np.asarray([*head, *tail], np.int64), 0, len(head), cut)
 

@@ -25,7 +25,8 @@ def fields_of(template: str, where: str) -> tuple[str, ...]:
     for _, name, spec, conversion in parts:
         if name is None:
             continue
-        if not name or spec or conversion or not name.replace("_", "a").isalnum():
+        plain = name.replace("_", "a").isalnum() and not name.isdecimal()
+        if not plain or spec or conversion:
             raise ConfigError(
                 f"{where} holds {'{' + name + '}'!r}, expected a plain field in braces"
             )

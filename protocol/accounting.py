@@ -65,7 +65,8 @@ def calibrate(target_epsilon: float, delta: float, sampling_rate: float, steps: 
         high *= 1.1
 
     def excess(sigma: float) -> float:
-        return math.log(epsilon(sigma, sampling_rate, steps, delta) / target_epsilon)
+        spent = epsilon(sigma, sampling_rate, steps, delta)  # 0 where delta alone covers it
+        return math.log(max(spent, 1e-12 * target_epsilon) / target_epsilon)
 
     low = max(_MIN_SIGMA, high / 2)
     sigma = low if excess(low) <= 0 else brentq(excess, low, high, xtol=3e-4 * high)

@@ -17,7 +17,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 def in_order(tensors: Tensors) -> dict[str, Array]:
     """Return the tensors as contiguous little-endian float32, names sorted by their UTF-8."""
     names = sorted(tensors, key=lambda name: name.encode())
-    return {name: np.ascontiguousarray(tensors[name], dtype="<f4") for name in names}
+    return {name: np.asarray(tensors[name], dtype="<f4", order="C") for name in names}
 
 
 def shapes_of(tensors: Tensors) -> dict[str, tuple[int, ...]]:

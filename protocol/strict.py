@@ -17,6 +17,8 @@ from huizhen.protocol.errors import ConfigError
 
 T = TypeVar("T")
 
+MAX_WHOLE = 2**53 - 1  # the largest that RFC 8785 writes, so every study has a digest
+
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Return the tables of a TOML file.
@@ -30,7 +32,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read {str(path)!r}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{str(path)!r} is not UTF-8, TOML must be: save it as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also digits and nesting without end
         raise ConfigError(
             f"{str(path)!r} is not TOML: {str(error)[:1].lower()}{str(error)[1:]}"
         ) from error
@@ -97,6 +99,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} is {value!r}, expected a table")
         return build(typing.cast(type[Any], hint), value, where)
+    if type(value) is int and hint in (int, float) and abs(value) > MAX_WHOLE:
+        raise ConfigError(f"{where} is over 2^53 in size, expected a smaller number")
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:

@@ -84,9 +84,11 @@ class TaskTerms:
     # classification: a field with the class in words; the head starts from the base's view of them
     label_texts: tuple[str, ...] = ()
     # in the order of labels; a simulation fills it from label_text
-    head: Literal["linear", "cosine"] = "linear"
-    # cosine: the pooled output is scaled to length head_scale before the head
+    head: Literal["linear", "normalised"] = "linear"
+    # normalised: the pooled output is scaled to length head_scale before the linear head
     head_scale: float = 16.0
+    label_smoothing: float = 0.0
+    # classification: Szegedy et al. 2016
     answer: str | None = None
     # instruction: a template for the assistant's turn; exact match compares it with what is
     # generated
@@ -109,10 +111,13 @@ class TaskTerms:
         for name in unused:
             if getattr(self, name):
                 raise ValueError(f"{name} has no meaning for kind {self.kind!r}: remove it")
-        if not 1 <= self.max_tokens <= 131_072 or self.max_new_tokens < 1:
-            raise ValueError(f"max_tokens is {self.max_tokens}, expected 1 to 131072")
-        if self.head_scale <= 0:
+        for name in ("max_tokens", "max_new_tokens"):
+            if not 1 <= getattr(self, name) <= 131_072:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 to 131072")
+        if not (math.isfinite(self.head_scale) and self.head_scale > 0):
             raise ValueError(f"head_scale is {self.head_scale}, expected more than 0")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}, expected 0 to under 1")
         if len(set(self.labels)) != len(self.labels) or len(self.labels) > MAX_LABELS:
             raise ValueError(f"labels repeats a class or has over {MAX_LABELS}")
         if self.label_texts and len(self.label_texts) != len(self.labels):
@@ -153,8 +158,9 @@ class PrivacyTerms:
             raise ValueError(
                 f"records_per_patient is {self.records_per_patient}, expected 1 or more"
             )
-        if self.learning_rate is not None and not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}, expected more than 0")
+        rate = self.learning_rate
+        if rate is not None and not (math.isfinite(rate) and rate > 0):
+            raise ValueError(f"learning_rate is {rate}, expected more than 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,9 +184,16 @@ class RoundTerms:
     batch_size: int = 32
     learning_rate: float = 2e-3
     head_learning_rate: float | None = None
-    # for head.*; learning_rate when absent
+    # unit none: for head.*; learning_rate when absent
     optimizer: Literal["adamw", "sgd"] = "adamw"
     # made anew each round; sgd has momentum 0.9 without DP and none under it
+    head_optimizer: Literal["adamw", "sgd"] | None = None
+    # unit none: for head.*; optimizer when absent
+    max_norm: float | None = None
+    # unit none: a batch's gradient is scaled down to this norm, LoRA and head apart
+    logit_adjustment: bool = False
+    # unit none: while it trains, a site adds the logarithm of its own class shares to the scores, so
+    # that what it never sees is not unlearnt (Menon et al. 2021; Zhang et al. 2022)
     schedule: Literal["constant", "cosine"] = "constant"
     # of the learning rate over the rounds
     quorum: int | None = None
@@ -190,7 +203,7 @@ class RoundTerms:
         for name in ("count", "local_epochs", "local_steps", "batch_size"):
             if not 1 <= getattr(self, name) <= 1_000_000:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 to 1000000")
-        for name in ("learning_rate", "head_learning_rate"):
+        for name in ("learning_rate", "head_learning_rate", "max_norm"):
             rate = getattr(self, name)
             if rate is not None and not (math.isfinite(rate) and rate > 0):
                 raise ValueError(f"{name} is {rate}, expected more than 0")

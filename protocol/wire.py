@@ -23,6 +23,7 @@ from huizhen.protocol.errors import WireError
 
 MAGIC = b"HZM1"
 MAX_HEADER_BYTES = 1 << 20
+MAX_ROUND = 1_000_000
 _FRAMING_PER_TENSOR = 512  # the safetensors entry of a tensor, its name apart
 
 
@@ -46,20 +47,25 @@ def encode(message: Message) -> bytes:
     Raises:
         WireError: a value is not finite, or the message breaks the format's limits.
     """
-    tensors = in_order(message.tensors)
+    if not 1 <= message.round <= MAX_ROUND:
+        raise WireError(f"round is {message.round}, expected 1 to {MAX_ROUND}")
+    try:
+        tensors = in_order(message.tensors)
+        header = rfc8785.dumps(
+            {
+                "dtype": "float32",
+                "kind": message.kind,
+                "round": message.round,
+                "site": message.site,
+                "study": message.study,
+                "tensors": {name: list(shape) for name, shape in shapes_of(tensors).items()},
+            }
+        )
+    except (rfc8785.CanonicalizationError, UnicodeEncodeError) as error:
+        raise WireError("header holds text that is not Unicode") from error
     for name, array in tensors.items():
         if not np.isfinite(array).all():
             raise WireError(f"tensor {name!r} holds a value that is not finite, expected none")
-    header = rfc8785.dumps(
-        {
-            "dtype": "float32",
-            "kind": message.kind,
-            "round": message.round,
-            "site": message.site,
-            "study": message.study,
-            "tensors": {name: list(shape) for name, shape in shapes_of(tensors).items()},
-        }
-    )
     if len(header) > MAX_HEADER_BYTES:
         raise WireError(f"header has {len(header)} bytes, at most {MAX_HEADER_BYTES} are allowed")
     return MAGIC + len(header).to_bytes(4, "little") + header + save(dict(tensors))
@@ -110,11 +116,7 @@ def decode(data: bytes, *, shapes: Shapes) -> Message:
         site=header["site"],
         tensors=in_order(tensors),
     )
-    try:
-        again = encode(message)
-    except (rfc8785.CanonicalizationError, UnicodeEncodeError) as error:
-        raise WireError("header holds text that is not Unicode") from error
-    if again != data:
+    if encode(message) != data:
         raise WireError("message is not in its one canonical encoding")
     return message
 
@@ -132,8 +134,8 @@ def _header(data: bytes) -> dict[str, Any]:
             raise WireError(f"header {key} is not of type {kind.__name__}")
     if header["kind"] not in ("adapter", "update") or header["dtype"] != "float32":
         raise WireError("header names an unknown kind or dtype")
-    if not 1 <= header["round"] <= 1_000_000:
-        raise WireError(f"header round is {header['round']}, expected 1 to 1000000")
+    if not 1 <= header["round"] <= MAX_ROUND:
+        raise WireError(f"header round is {header['round']}, expected 1 to {MAX_ROUND}")
     return header
 
 

@@ -48,9 +48,9 @@ class Coordinator:
 
         Raises:
             ConfigError: the study names an unknown strategy.
-            AggregationError: the quorum is larger than the number of sites.
+            AggregationError: the study has no sites, or a quorum larger than their number.
         """
-        if study.quorum > len(study.sites):
+        if not 1 <= study.quorum <= len(study.sites):
             raise AggregationError(
                 f"[rounds] quorum is {study.quorum}, the study has {len(study.sites)} sites"
             )

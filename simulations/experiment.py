@@ -47,14 +47,27 @@ class PartitionTerms:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BinTerms:
+    """``site = {field = "year", below = [2005, 2010]}``: sites by ranges of a number."""
+
+    field: str
+    below: tuple[float, ...]
+    # rising limits; n of them make n + 1 sites, and "unknown" for what is not a number
+
+    def __post_init__(self) -> None:
+        if not self.below or list(self.below) != sorted(set(self.below)):
+            raise ValueError(f"below is {self.below}, expected rising numbers")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SimulationTerms:
     """``[simulation]``: no part of the study's digest."""
 
     data: str
     # JSONL or CSV, .gz too; relative to the working directory
     encoding: str = "utf-8"
-    site: str | None = None
-    # the field that names the site
+    site: str | BinTerms | None = None
+    # the field that names the site, or a number whose ranges are the sites
     partition: PartitionTerms | None = None
     # or how records are dealt to made-up sites
     patient: str

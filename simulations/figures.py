@@ -10,8 +10,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
+from typing import Any
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
@@ -29,7 +31,7 @@ PALETTE = {
     "baseline": "#8a94a4",
 }
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "huizhen",
     "svg.id": None,
@@ -75,7 +77,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepPoint:
-    """One privacy budget; ``times_patients`` is the cohort that would need it for the same noise."""
+    """One privacy budget; ``times_patients``: the cohort whose noise this would be."""
 
     epsilon: float
     value: float
@@ -130,7 +132,7 @@ def rounds_figure(lines: Sequence[Line], label: str) -> str:
             axes.grid()
         panels[-1].set_xlabel("round")
         panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        drawn: dict[str, object] = {}
+        drawn: dict[str, Artist] = {}
         for axes in panels:
             for handle, text in zip(*axes.get_legend_handles_labels(), strict=True):
                 drawn.setdefault(text, handle)
@@ -205,14 +207,15 @@ def sweep_figure(
         axes.grid(axis="y")
         axes.set_xlabel("ε per hospital (log scale)")
         axes.set_ylabel(label)
-        for value, text, colour in (
-            (without_noise, "together, without noise", "federated"),
-            (target, "target", "ink"),
+        for value, text, colour, below in (
+            (without_noise, "together, without noise", "federated", False),
+            (target, "target", "muted", target is not None and target < (without_noise or 0)),
         ):
             if value is not None:
                 axes.axhline(value, color=PALETTE[colour], linewidth=1.4, linestyle=(0, (5, 3)))
                 axes.annotate(
-                    f"{text}: {value:.3f}", (0, value), (4, 4), color=PALETTE[colour],
+                    f"{text}: {value:.3f}", (0, value), (4, -4 if below else 4),
+                    color=PALETTE[colour], va="top" if below else "bottom",
                     xycoords=axes.get_yaxis_transform(), textcoords="offset points",
                 )  # fmt: skip
         heights = [v for v in (without_noise, target, *(p.value for p in points)) if v is not None]

@@ -1,7 +1,9 @@
 """Made-up sites: who holds which record, and which records are kept for the test."""
 
+import bisect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 
 from huizhen.client.records import Record, read_rows, to_record
 from huizhen.protocol.errors import ConfigError, GovernanceError
-from huizhen.simulations.experiment import PartitionTerms, SimulationTerms, SplitTerms
+from huizhen.simulations.experiment import BinTerms, PartitionTerms, SimulationTerms, SplitTerms
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ def read_sites(terms: SimulationTerms, label: str | None) -> dict[str, SiteRecor
 
 
 def _natural(name: str) -> tuple[int, str]:
-    return (int(name), "") if name.isdigit() else (1 << 62, name)
+    return (int(name), "") if name.isdecimal() and len(name) < 20 else (1 << 62, name)
 
 
 def _field(record: Record, name: str, what: str) -> Any:
@@ -78,14 +80,31 @@ def _field(record: Record, name: str, what: str) -> Any:
 def _site_of(
     records: list[Record], terms: SimulationTerms, label: str | None
 ) -> Callable[[Record], str]:
+    if isinstance(terms.site, BinTerms):
+        bins = terms.site
+        return lambda record: _bin(record.fields.get(bins.field), bins)
     if terms.site is not None:
         field = terms.site
         return lambda record: str(_field(record, field, "site"))
-    assert_terms = terms.partition
-    if assert_terms is None:
+    if terms.partition is None:
         raise ConfigError("[simulation] needs either 'site' or 'partition'")
-    dealt = _dirichlet(records, assert_terms, label)
+    dealt = _dirichlet(records, terms.partition, label)
     return lambda record: dealt[record.patient]
+
+
+def _bin(value: Any, terms: BinTerms) -> str:
+    """Return the name of the range that a value lies in."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return "unknown"
+    names = [f"{terms.field} {low:g} to {high:g}" for low, high in pairwise(terms.below)]
+    names = [
+        f"{terms.field} under {terms.below[0]:g}",
+        *names,
+        f"{terms.field} {terms.below[-1]:g} on",
+    ]
+    return names[bisect.bisect_right(terms.below, number)]
 
 
 def _dirichlet(
@@ -136,7 +155,7 @@ def _is_test(
 def _named_split(record: Record, field: str) -> bool:
     value = str(_field(record, field, "split"))
     if value not in ("train", "test"):
-        raise ConfigError(f"{record.place}: {field} is {value!r}, expected 'train' or 'test'")
+        raise ConfigError(f"{record.place}: {field!r} is neither 'train' nor 'test'")
     return value == "test"
 
 

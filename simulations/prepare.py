@@ -14,7 +14,7 @@ from huizhen.client.records import Record
 from huizhen.learning.bases import resolve
 from huizhen.learning.model import AdaptedModel
 from huizhen.learning.tasks import UNSEEN, TaskEncoder, fields_read
-from huizhen.protocol.errors import ConfigError
+from huizhen.protocol.errors import ConfigError, GovernanceError
 from huizhen.protocol.study import SiteTerms, Study
 from huizhen.simulations.experiment import Experiment
 from huizhen.simulations.partition import SiteRecords
@@ -106,12 +106,19 @@ def prepare(
         say(f"reading {count} records of site {name}")
         train[name] = make_examples(deidentify(admitted[name], allowed), encoder, model)
         test[name] = make_examples(deidentify(_for_test(name, site.test), allowed), encoder, model)
+    known = {name: examples.with_known_labels() for name, examples in train.items()}
+    for name, examples in known.items():
+        if examples.num_patients < minimum:
+            raise GovernanceError(
+                f"site {name!r} has {examples.num_patients} training patients with a class of "
+                f"[task] labels, at least {minimum} are needed: list more classes or leave it out"
+            )
     return Prepared(
         experiment=experiment,
         study=study,
         model=model,
         records=sites,
-        train={name: examples.with_known_labels() for name, examples in train.items()},
+        train=known,
         test=test,
         notes=_notes(study, train, test),
     )
@@ -185,6 +192,11 @@ def _notes(
         total = sum(len(e.ids) for e in (*train.values(), *test.values()))
         notes.append(
             f"{cut} of {total} texts were longer than max_tokens = {study.task.max_tokens} and cut."
+        )
+    unlisted = sum(label == UNSEEN for e in train.values() for label in e.labels)
+    if unlisted:
+        notes.append(
+            f"{unlisted} training records have a class that [task] labels leaves out: not used."
         )
     unseen = sum(label == UNSEEN for e in test.values() for label in e.labels)
     if unseen:

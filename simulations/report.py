@@ -6,11 +6,11 @@ All texts are escaped by Jinja2, and the page's own policy forbids it to load or
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -47,11 +47,15 @@ PRIVACY = {
     "epsilon": "ε",
     "delta": "δ",
     "sigma": "noise multiplier σ",
+    "noise_multiplier": "noise multiplier σ",
     "q": "sampling rate q",
+    "sampling_rate": "sampling rate q",
     "steps": "steps",
     "accountant": "accountant",
 }
+SHARED = ("federated", "federated_dp")
 DASH = "–"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +71,10 @@ class Row:
     bytes_down: int | None = None
     epsilon: float | None = None
 
-    def value(self, metric: str) -> str:
-        """Return the metric to three places, with its spread over seeds where there is one."""
-        text = number(self.metrics.get(metric))
-        spread = self.spread.get(metric)
-        return text if spread is None or text == DASH else f"{text} ± {number(spread)}"
+    def value(self, metric: str) -> tuple[str, str]:
+        """Return the metric to three places, and its spread over seeds or nothing."""
+        text, spread = number(self.metrics.get(metric)), self.spread.get(metric)
+        return text, "" if spread is None or text == DASH else f"± {number(spread)}"
 
 
 def write_report(results: Mapping[str, Any], folder: Path) -> Path:
@@ -121,7 +124,11 @@ def summary_table(results: Mapping[str, Any]) -> Table:
         table.add_column("MB down", justify="right")
     table.add_column("ε", justify="right")
     for row in rows:
-        cells = [row.name, *(row.value(m) for m in metrics), number(row.seconds, 1)]
+        cells = [
+            row.name,
+            *(" ".join(row.value(m)).strip() for m in metrics),
+            number(row.seconds, 1),
+        ]
         if has_bytes:
             cells += [megabytes(row.bytes_up), megabytes(row.bytes_down)]
         table.add_row(*(Text(c) for c in [*cells, number(row.epsilon, 2)]))
@@ -142,7 +149,7 @@ def verdict(results: Mapping[str, Any]) -> str:
         parts.append(f"together {together:.3f}")
         if best is not None:
             gain = (together - best[1]) * (-1 if metric == "loss" else 1)
-            spread = _arm(results, "federated").get("spread", {}).get(metric) or 0.0
+            spread = _spread(_arm(results, "federated")).get(metric, 0.0)
             if gain > spread:
                 opening = "Training together beat every hospital alone: "
             elif gain < -spread:
@@ -199,7 +206,7 @@ def _page(results: Mapping[str, Any]) -> dict[str, Any]:
     metrics = _metrics(results)
     primary = _primary(results)
     privacy = results.get("privacy") or {}
-    order = [*(k for k in PRIVACY if k in privacy), *(k for k in privacy if k not in PRIVACY)]
+    order = sorted(set(privacy) - {"schema"}, key=_privacy_order(privacy))
     data = results.get("data") or {}
     return {
         "name": str(results.get("name", "results")),
@@ -214,13 +221,38 @@ def _page(results: Mapping[str, Any]) -> dict[str, Any]:
         "enough": (results.get("enough") or {}).get("text"),
         "data": data,
         "sites": _sites(results),
-        "privacy": [(PRIVACY.get(k, k.replace("_", " ")), privacy[k]) for k in order],
+        "privacy": [(PRIVACY.get(k, k.replace("_", " ")), _items(privacy[k])) for k in order],
+        "fewer": _fewer(results, primary),
         "left": _left(results),
         "samples": results.get("samples") or [],
         "notes": results.get("notes") or [],
         "limits": _limits(results),
         "provenance": results.get("provenance") or {},
     }
+
+
+def _privacy_order(privacy: Mapping[str, Any]) -> Callable[[str], int]:
+    """Return the place of a key: the known ones as in ``PRIVACY``, the others as they came."""
+    keys = [*PRIVACY, *privacy]
+    return keys.index
+
+
+def _items(value: Any) -> list[str]:
+    """Return one text, or one per entry of a list of texts; a long list of numbers is cut."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if any(isinstance(v, str) for v in value):
+            return [plain(v) for v in value]
+        if len(value) > 6:
+            return [f"{plain(value[:3])}, … {plain(value[-1])}"]
+    return [plain(value)]
+
+
+def _fewer(results: Mapping[str, Any], metric: str) -> list[tuple[str, str, str]]:
+    """Return patients, ε and the metric of the runs on fewer patients."""
+    return [
+        (number(p.get("patients")), number(p.get("epsilon"), 2), number(_value(p, metric)))
+        for p in results.get("sweep_patients") or []
+    ]
 
 
 def _arm(results: Mapping[str, Any], arm: str) -> Mapping[str, Any]:
@@ -233,6 +265,11 @@ def _value(holder: Mapping[str, Any], metric: str, key: str = "metrics") -> floa
     return None if value is None or not math.isfinite(value) else float(value)
 
 
+def _spread(entry: Mapping[str, Any]) -> Mapping[str, float]:
+    """Return the spread over seeds; nothing after one run, which has none."""
+    return {} if len(entry.get("per_seed") or "??") < 2 else entry.get("spread") or {}
+
+
 def _metrics(results: Mapping[str, Any]) -> list[str]:
     """Return the metrics that any arm has, in the order of ``METRICS``."""
     present = {m for arm in ARMS for m in _arm(results, arm).get("metrics") or {}}
@@ -240,7 +277,10 @@ def _metrics(results: Mapping[str, Any]) -> list[str]:
 
 
 def _primary(results: Mapping[str, Any]) -> str:
-    return next(iter(_metrics(results)), "top1")
+    """Return the metric that the report is about: the first that is not zero for every arm."""
+    metrics = _metrics(results)
+    telling = (m for m in metrics if any(_value(_arm(results, arm), m) for arm in ARMS))
+    return next(telling, metrics[0] if metrics else "top1")
 
 
 def _epsilon(arm: Mapping[str, Any]) -> float | None:
@@ -277,7 +317,7 @@ def _rows(results: Mapping[str, Any]) -> list[Row]:
                 name=f"{name} (mean)" if arm == "local" else name,
                 colour=arm,
                 metrics=entry.get("metrics") or {},
-                spread=entry.get("spread") or {},
+                spread=_spread(entry),
                 seconds=entry.get("seconds"),
                 bytes_up=sum(r["bytes_up"] for r in sent) if sent else None,
                 bytes_down=sum(r.get("bytes_down") or 0 for r in sent) if sent else None,
@@ -291,7 +331,7 @@ def _rows(results: Mapping[str, Any]) -> list[Row]:
                     name=f"best alone: {best[0]}",
                     colour=arm,
                     metrics=site.get("metrics") or {},
-                    spread=site.get("spread") or {},
+                    spread=_spread(site),
                 )
             )
     for name, values in (
@@ -313,7 +353,8 @@ def _tiles(results: Mapping[str, Any], metric: str) -> list[tuple[str, str, str]
         (
             "federated_dp",
             _value(_arm(results, "federated_dp"), metric),
-            "together, private" + (f" (ε = {epsilon:.3g})" if epsilon is not None else ""),
+            "together, private"
+            + (f" (ε\u00a0=\u00a0{epsilon:.3g})" if epsilon is not None else ""),
         ),
         ("pooled", _value(_arm(results, "pooled"), metric), "all records pooled"),
     ]
@@ -322,7 +363,7 @@ def _tiles(results: Mapping[str, Any], metric: str) -> list[tuple[str, str, str]
 
 def _figures(results: Mapping[str, Any], metric: str) -> Iterator[tuple[str, str, str, Markup]]:
     """Yield heading, its Chinese, caption and drawing of each figure that has its numbers."""
-    label = METRICS[metric] + (" (lower is better)" if metric == "loss" else "")
+    label = _label(metric)
     bars = list(_bars(results, metric))
     if bars:
         drawing = bars_figure(bars, label, is_share=metric != "loss")
@@ -330,14 +371,15 @@ def _figures(results: Mapping[str, Any], metric: str) -> Iterator[tuple[str, str
         if any(b.seeds for b in bars):
             caption += " A dot is one seed."
         yield "How good is each way?", "各方案效果", caption, Markup(drawing)  # noqa: S704
-    lines = list(_lines(results, metric))
+    lines, measured = _first(results, metric, _lines)
     if lines:
-        drawing = rounds_figure(lines, label)
+        drawing = rounds_figure(lines, _label(measured))
         caption = "The last round counts, not the best one."
         yield "Round by round", "逐轮变化", caption, Markup(drawing)  # noqa: S704
-    rows, names = _own_rows(results, metric)
+    rows, measured = _first(results, metric, _own_rows)
     if rows:
-        drawing = sites_figure(rows, label, names=names)
+        names = {arm: ARMS[arm] for arm in SHARED if any(arm in shared for _, _, shared in rows)}
+        drawing = sites_figure(rows, _label(measured), names=names)
         caption = "Each hospital's own test patients only: its own model against the shared one."
         yield "Is it better for us?", "对本院有好处吗", caption, Markup(drawing)  # noqa: S704
     points = [
@@ -357,6 +399,28 @@ def _figures(results: Mapping[str, Any], metric: str) -> Iterator[tuple[str, str
             "Noise falls with ε, and with the number of patients: the upper axis says how many."
         )
         yield "What does privacy cost?", "隐私的代价", caption, Markup(drawing)  # noqa: S704
+
+
+def _first(
+    results: Mapping[str, Any],
+    metric: str,
+    rows_of: Callable[[Mapping[str, Any], str], list[T]],
+) -> tuple[list[T], str]:
+    """Return the rows for ``metric``, or else for the first metric that has any.
+
+    An exact match costs an answer per record, so rounds and hospitals often have the loss only.
+    """
+    metrics = [metric, *(m for m in _metrics(results) if m != metric)]
+    best = next((m for m in metrics if _is_measured(rows_of(results, m))), metric)
+    return rows_of(results, best), best
+
+
+def _is_measured(rows: Sequence[Any]) -> bool:
+    return any(not isinstance(row, Line) or row.metric for row in rows)
+
+
+def _label(metric: str) -> str:
+    return METRICS[metric] + (" (lower is better)" if metric == "loss" else "")
 
 
 def _bars(results: Mapping[str, Any], metric: str) -> Iterator[Bar]:
@@ -381,36 +445,34 @@ def _bars(results: Mapping[str, Any], metric: str) -> Iterator[Bar]:
             yield Bar(name=name, value=values[metric], colour="baseline")
 
 
-def _lines(results: Mapping[str, Any], metric: str) -> Iterator[Line]:
+def _lines(results: Mapping[str, Any], metric: str) -> list[Line]:
+    """Return the arms' lines over the rounds; none if no round has the metric or a loss."""
+    lines = []
     for arm in ("pooled", "federated", "federated_dp"):
         rounds = _arm(results, arm).get("rounds") or []
         measured = [(r["round"], v) for r in rounds if (v := _value(r, metric)) is not None]
         losses = [(r["round"], v) for r in rounds if (v := _value({"r": r}, "loss", "r"))]
         if measured or losses:
-            yield Line(name=ARMS[arm], colour=arm, metric=measured, loss=losses)
+            lines.append(Line(name=ARMS[arm], colour=arm, metric=measured, loss=losses))
+    return lines
 
 
 def _own_rows(
     results: Mapping[str, Any], metric: str
-) -> tuple[list[tuple[str, float, dict[str, float]]], dict[str, str]]:
-    """Return site, own model and shared models on its own test patients, and the arms drawn."""
-    rows = []
+) -> list[tuple[str, float, Mapping[str, float]]]:
+    """Return site, own model and shared models, on the site's own test patients."""
+    rows: list[tuple[str, float, Mapping[str, float]]] = []
     for site, entry in (_arm(results, "local").get("sites") or {}).items():
         own = _value(entry, metric, "own")
         shared = {
             arm: value
-            for arm in ("federated", "federated_dp")
+            for arm in SHARED
             if (value := _value((_arm(results, arm).get("sites") or {}).get(site, {}), metric))
             is not None
         }
         if own is not None and shared:
             rows.append((str(site), own, shared))
-    names = {
-        arm: ARMS[arm]
-        for arm in ("federated", "federated_dp")
-        if any(arm in shared for _, _, shared in rows)
-    }
-    return rows, names
+    return rows
 
 
 def _sites(results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -439,7 +501,7 @@ def _left(results: Mapping[str, Any]) -> list[str]:
     """Return what left the hospitals, a sentence per shared arm that was counted."""
     hospitals = len((results.get("data") or {}).get("sites") or {})
     sentences = []
-    for arm in ("federated", "federated_dp"):
+    for arm in SHARED:
         rounds = [r for r in _arm(results, arm).get("rounds") or [] if r.get("bytes_up")]
         if not rounds:
             continue
@@ -453,7 +515,8 @@ def _left(results: Mapping[str, Any]) -> list[str]:
             text += f"; {megabytes(back)} MB came back"
         shares = [s for r in rounds if (s := r.get("outside_share")) is not None]
         if shares:
-            text += f"; {100 * fmean(shares):.1f} % of the time was not training"
+            share = _arm(results, arm).get("outside_share", fmean(shares))
+            text += f"; {100 * share:.1f} % of the time was not training"
         sentences.append(text[0].upper() + text[1:] + ".")
     return sentences
 
@@ -469,10 +532,10 @@ def _limits(results: Mapping[str, Any]) -> list[str]:
         )
     if unseen := data.get("unseen_labels"):
         limits.append(
-            f"{unseen} of {data.get('labels', 'the')} labels are in no training record: their test "
-            "patients count as errors for every arm."
+            f"{unseen} test records have a label outside the study's list: they count as errors "
+            "for every arm."
         )
-    if not any(_arm(results, arm).get("spread") for arm in ARMS):
+    if not any(_spread(_arm(results, arm)) for arm in ARMS):
         limits.append("One run per arm: how much of a difference is chance is not known.")
     limits.append(
         "Every hospital ran on the same machine, and all test patients were scored in one place: a "

@@ -136,6 +136,7 @@ class RunFolder:
             with safe_open(path, framework="numpy") as file:
                 notes = json.loads(file.metadata()["notes"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
+            round, history = int(notes["round"]), list(notes["history"])
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise StorageError(
                 f"{str(path)!r} is damaged: remove it to do its part again"
@@ -146,7 +147,7 @@ class RunFolder:
             if name.startswith("m/"):
                 _, moment, rest = name.split("/", 2)
                 moments.setdefault(moment, {})[rest] = array
-        return Checkpoint(notes["round"], StrategyState(x, moments), notes["history"])
+        return Checkpoint(round, StrategyState(x, moments), history)
 
     def _claim(self, identity: dict[str, Any], resume: bool) -> None:
         path = self.path / "run.json"
@@ -157,7 +158,7 @@ class RunFolder:
             return
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            digest, covers = found["digest"], found["covers"]
+            digest, covers = found["digest"], dict(found["covers"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StorageError(f"{str(path)!r} is damaged: choose another folder") from error
         if digest != self.digest:

@@ -86,7 +86,7 @@ def run_experiment(
                 _export(prepared, work, adapter, folder)
         document = results.document(command=command)
         folder.write_json("results.json", document)
-        if study.is_private:
+        if any(work.study.is_private for work in works):
             folder.write_json("privacy.json", privacy_document(works))
         return document
 
@@ -144,7 +144,7 @@ def _first_seed(experiment: Experiment) -> int:
 def _safe(name: str) -> str:
     """Return a site's name as a part of a file's name, different for different names."""
     return "".join(
-        c if c.isascii() and (c.isalnum() or c in "-_") else f"%{ord(c):x}" for c in name
+        c if c.isascii() and (c.isalnum() or c in "-_") else f"%{ord(c):06x}" for c in name
     )
 
 

@@ -12,7 +12,7 @@ from the seed.
 from dataclasses import dataclass
 
 from huizhen.protocol.adapter import Array, Shapes, Tensors, in_order
-from huizhen.protocol.errors import ConfigError
+from huizhen.protocol.errors import AggregationError, ConfigError
 from huizhen.strategies.base import Facts, StrategyState, add
 from huizhen.strategies.public_random import orthonormal_rows
 
@@ -40,7 +40,14 @@ class FfaOrtho:
         return frozenset(name for name in shapes if not name.endswith(".lora_A"))
 
     def step(self, state: StrategyState, combined: Tensors) -> StrategyState:
-        """Return the state after adding the mean update."""
+        """Return the state after adding the mean update.
+
+        Raises:
+            AggregationError: the update holds an A, or does not fit the adapter.
+        """
+        for name in combined:
+            if name.endswith(".lora_A"):
+                raise AggregationError(f"update holds {name!r}, A is frozen")
         return StrategyState(add(state.x, combined), state.moments)
 
     def _first(self, name: str, value: Array) -> Array:

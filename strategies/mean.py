@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from huizhen.protocol.adapter import Tensors, in_order
+from huizhen.protocol.adapter import Tensors, in_order, shapes_of
 from huizhen.protocol.errors import AggregationError
 
 FRACTION_BITS = 36
@@ -50,7 +50,8 @@ def add(accumulator: Accumulator, update: Tensors, share: float) -> Accumulator:
     if not 0 < share <= 1:
         raise AggregationError(f"share is {share}, expected over 0 and at most 1")
     update = in_order(update)
-    if accumulator.sums and accumulator.sums.keys() != update.keys():
+    shapes = {name: total.shape for name, total in accumulator.sums.items()}
+    if shapes and shapes != shapes_of(update):
         raise AggregationError("update has other tensors than the sum")
     sums: dict[str, NDArray[np.int64]] = {}
     for name, delta in update.items():

@@ -179,8 +179,8 @@ def test_the_page_loads_and_runs_nothing(results, tmp_path):
     page = Page(text)
     assert "http://" not in text
     assert "https://" not in text  # nor does any text of these results name an address
-    loading = {"script", "link", "img", "image", "iframe", "object", "embed", "base", "form", "foreignobject"}  # fmt: skip
-    assert not loading & set(page.tags)
+    loading = {"script", "link", "img", "image", "iframe", "object", "embed", "base", "form"}
+    assert not (loading | {"foreignobject", "audio", "video"}) & set(page.tags)
     for tag, key, value in page.attributes:
         assert not key.startswith("on"), (tag, key)
         if key.endswith("href") or key == "src":
@@ -207,7 +207,8 @@ def test_hostile_names_are_only_text(results, tmp_path, hostile):
     evil["provenance"] = {hostile: hostile}
     evil["privacy"][hostile] = hostile
     evil["data"] |= {"source": hostile, "notice": hostile}
-    evil["samples"] = [{"site": hostile, "prompt": hostile, "expected": hostile, "answers": {hostile: hostile}}]  # fmt: skip
+    sample = dict.fromkeys(("site", "prompt", "expected"), hostile)
+    evil["samples"] = [sample | {"answers": {hostile: hostile}}]
     evil["baseline"]["text"] = hostile
     plain, page = Page(render(results, tmp_path)), Page(render(evil, tmp_path))
     assert not {"script", "img", "b"} & (set(page.tags) - set(plain.tags))
@@ -218,8 +219,10 @@ def test_hostile_names_are_only_text(results, tmp_path, hostile):
 
 
 def test_the_numbers_in_the_table_are_those_of_the_results(results, tmp_path):
-    rows = {r[0]: r[1:] for r in Page(render(results, tmp_path)).rows}
-    # 12 rounds of 1 234 567 bytes up and 1 111 000 down
+    text = render(results, tmp_path)
+    rows = {r[0]: r[1:] for r in Page(text).rows}
+    # 12 rounds of 1 234 567 bytes up and 1 111 000 down, over 6 hospitals
+    assert "205.8 kB per hospital and round; 13.33 MB came back; 3.1 % of the time" in text
     assert rows["together"] == [
         "0.742 ± 0.012", "0.876 ± 0.012", "0.695 ± 0.012", "61.2", "14.81", "13.33", "–",
     ]  # fmt: skip
@@ -230,7 +233,7 @@ def test_the_numbers_in_the_table_are_those_of_the_results(results, tmp_path):
     assert rows["best alone: hospital-a"][0] == "0.544"
     assert rows["TF-IDF, pooled"][0] == "0.810"
     assert rows["TF-IDF, best alone"][0] == "0.564"
-    assert rows["hospital-a"] == ["1,209 / 403", "2,419 / 604", "9", "–", "7.90"]
+    assert rows["hospital-a"] == ["1,209 / 403", "2,419 / 604", "9", "7.90"]
 
 
 def test_the_terminal_table_has_the_same_numbers(results):
@@ -252,6 +255,28 @@ def test_the_verdict_is_computed(results):
     assert "did not reach" in report.verdict(results)
 
 
+def test_one_seed_has_no_spread(results, tmp_path):
+    for entry in results["arms"].values():
+        entry["per_seed"] = [{"seed": 1, "metrics": entry["metrics"]}]
+        entry["spread"] = {"top1": 0.0}
+    text = render(results, tmp_path)
+    rows = {r[0]: r[1:] for r in Page(text).rows}
+    assert rows["together"][0] == "0.742"
+    assert "One run per arm" in text
+
+
+def test_what_privacy_does_not_cover_is_shown(results, tmp_path):
+    results["privacy"] |= {
+        "does_not_cover": ["further runs", "public facts"],
+        "epsilon_per_round": [0.5 + i for i in range(30)],
+    }
+    results["sweep_patients"] = [{"patients": 1234, "epsilon": 8.0, "metrics": metrics(0.1239)}]
+    text = render(results, tmp_path)
+    assert "<dd>further runs; public facts</dd>" in text
+    assert "<dd>0.5, 1.5, 2.5, … 29.5</dd>" in text
+    assert ["1,234", "8.00", "0.124"] in Page(text).rows
+
+
 def test_of_a_loss_the_lower_is_better(instruction):
     for arm in instruction["arms"].values():
         del arm["metrics"]["exact_match"]
@@ -265,6 +290,20 @@ def test_an_instruction_task_shows_its_samples(instruction, tmp_path):
     text = render(instruction, tmp_path)
     assert "normal &lt;ecg&gt;" in text
     assert "窦性心律。请总结。" in text
+
+
+def test_hospitals_and_rounds_fall_back_to_the_metric_they_have(instruction, tmp_path):
+    arms = instruction["arms"]
+    for arm in ("federated", "federated_dp"):
+        arms[arm]["sites"] = {"a": {"metrics": {"loss": 0.7}}}
+        arms[arm]["rounds"] = [{"round": 1, "loss": 2.0, "metrics": {"loss": 0.8}}]
+    arms["local"]["sites"]["a"]["own"] = {"loss": 0.9}
+    text = render(instruction, tmp_path)
+    assert "Is it better for us?" in text
+    assert text.count("loss (lower is better)") == 2  # the axis of either figure
+    for entry in (*arms.values(), arms["local"]["sites"]["a"]):
+        entry["metrics"]["exact_match"] = 0.0
+    assert "lower is better" in report.verdict(instruction)
 
 
 def test_synthetic_patients_are_called_so(results, tmp_path):
@@ -283,10 +322,11 @@ def test_a_missing_part_is_left_out_and_nothing_breaks(results, tmp_path):
         report.summary_table(rest)
     for arm, entry in results["arms"].items():
         render(results | {"arms": {arm: entry}}, tmp_path)
-        for key in entry:
-            fewer = copy.deepcopy(results)
-            del fewer["arms"][arm][key]
-            render(fewer, tmp_path)
+    for key in set().union(*results["arms"].values()):
+        fewer = copy.deepcopy(results)
+        for entry in fewer["arms"].values():
+            entry.pop(key, None)
+        render(fewer, tmp_path)
     text = render({"arms": {"federated": {"metrics": {"top1": 0.5}}}}, tmp_path)
     for heading in ("Hospitals", "Privacy", "Examples", "Notes", "Where this comes from"):
         assert f"<h2>{heading}" not in text

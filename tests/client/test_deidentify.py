@@ -1,0 +1,38 @@
+"""Only allowed fields survive, and a patient becomes a number."""
+
+from huizhen.client.deidentify import deidentify
+from huizhen.client.governance import SitePolicy, admit
+from huizhen.client.records import Record
+
+
+def clean(allowed=("text",)):
+    records = [
+        Record("SECRET-b", {"text": "one", "id": "SECRET-b", "phone": "SECRET"}, "a:1"),
+        Record("SECRET-a", {"text": "two", "id": "SECRET-a"}, "a:2"),
+        Record("SECRET-b", {"id": "SECRET-b"}, "a:3"),
+    ]
+    return deidentify(admit(records, SitePolicy(site="A")), allowed)
+
+
+def test_only_allowed_fields_survive():
+    found = clean()
+    assert [dict(record.fields) for record in found.records] == [
+        {"text": "one"},
+        {"text": "two"},
+        {},
+    ]
+    assert found.fields_kept == ("text",)
+    assert found.fields_dropped == ("id", "phone")
+
+
+def test_patients_become_numbers_in_the_order_of_their_first_record():
+    found = clean()
+    assert [record.patient for record in found.records] == [0, 1, 0]
+    assert found.patients == 2
+    assert [record.place for record in found.records] == ["a:1", "a:2", "a:3"]
+
+
+def test_nothing_of_a_record_shows():
+    found = clean(("text", "phone"))
+    assert "SECRET" not in repr(found)
+    assert str(found.records[0]) == "CleanRecord(<masked>, a:1)"

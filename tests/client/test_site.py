@@ -1,0 +1,203 @@
+"""A site answers each round of its own study once, and nothing else; no text of a record leaves."""
+
+import base64
+import logging
+
+import numpy as np
+import pytest
+
+from huizhen.client.site import Mechanism, Site
+from huizhen.protocol.accounting import epsilon
+from huizhen.protocol.errors import HuizhenError, PrivacyError, ProtocolError
+from huizhen.protocol.wire import Message, decode, encode
+from huizhen.strategies.catalogue import make_strategy
+
+
+@pytest.fixture(params=["none", "patient"])
+def unit(request):
+    return request.param
+
+
+@pytest.fixture
+def study(tiny_classifier, with_terms):
+    return with_terms(tiny_classifier.study, privacy={"unit": "none"})
+
+
+@pytest.fixture
+def make(tiny_classifier, make_site, rows):
+    """Return a site, and the announcement of a round of a study."""
+
+    def make(study, own=rows, name="A"):
+        model = tiny_classifier
+        return Site(name, study, make_site(model, own), model, model.first_tensors(0))
+
+    return make
+
+
+def announcement(model, study, round=1, /, **changes):
+    strategy = make_strategy(study)
+    x = strategy.init(model.first_tensors(study.study.seed)).x
+    tensors = {name: x[name] for name in strategy.trains(model.shapes, round)}
+    terms = {"kind": "adapter", "study": study.digest(), "round": round, "site": ""}
+    return encode(Message(**(terms | {"tensors": tensors} | changes)))
+
+
+def test_an_update_is_what_training_added_to_the_announced_adapter(tiny_classifier, study, make):
+    site = make(study)
+    envelope, report = site.answer(announcement(tiny_classifier, study), 1)
+    names = make_strategy(study).trains(tiny_classifier.shapes, 1)
+    shapes = {n: s for n, s in tiny_classifier.shapes.items() if n in names}
+    update = decode(envelope.data, shapes=shapes)
+    announced = decode(announcement(tiny_classifier, study), shapes=shapes)
+    assert (update.kind, update.site, update.round) == ("update", "A", 1)
+    after = tiny_classifier.read(names)
+    for name in names:
+        assert (update.tensors[name] == after[name] - announced.tensors[name]).all()
+        assert not name.endswith(".lora_A")  # frozen under ffa_ortho: it does not travel
+    assert any(value.any() for value in update.tensors.values())
+    assert report.steps > 0
+
+
+def test_a_repeated_round_is_refused(tiny_classifier, study, make, with_terms, unit):
+    study = with_terms(study, privacy={"unit": unit})
+    site = make(study)
+    site.answer(announcement(tiny_classifier, study), 1)
+    with pytest.raises(PrivacyError, match="round 1 is asked, the last answered is 1"):
+        site.answer(announcement(tiny_classifier, study), 1)
+
+
+def test_an_earlier_round_is_refused(tiny_classifier, study, make):
+    site = make(study)
+    site.answer(announcement(tiny_classifier, study, 2), 2)
+    with pytest.raises(PrivacyError, match="paid for once"):
+        site.answer(announcement(tiny_classifier, study, 1), 1)
+
+
+@pytest.mark.parametrize("round", [3, 100, 0, -1])
+def test_a_round_outside_the_study_is_refused(tiny_classifier, study, make, round):
+    with pytest.raises(PrivacyError, match=f"round {round} is asked"):
+        make(study).answer(announcement(tiny_classifier, study, 1), round)
+
+
+def test_rounds_that_were_stored_are_not_answered_again(tiny_classifier, study, make):
+    site = make(study)
+    site.skip_to(2)
+    with pytest.raises(PrivacyError):
+        site.answer(announcement(tiny_classifier, study, 1), 1)
+    site.skip_to(1)  # never back
+    with pytest.raises(PrivacyError):
+        site.answer(announcement(tiny_classifier, study, 1), 1)
+    site.answer(announcement(tiny_classifier, study, 2), 2)
+
+
+def test_an_announcement_of_another_study_is_refused(tiny_classifier, study, make, with_terms):
+    other = with_terms(study, rounds={"learning_rate": 0.5})
+    with pytest.raises(ProtocolError, match="another study or round"):
+        make(study).answer(announcement(tiny_classifier, other), 1)
+
+
+@pytest.mark.parametrize("changes", [{"round": 2}, {"kind": "update"}, {"study": "00" * 32}])
+def test_an_announcement_of_another_kind_round_or_study_is_refused(
+    tiny_classifier, study, make, changes
+):
+    site = make(study)
+    with pytest.raises(ProtocolError):
+        site.answer(announcement(tiny_classifier, study, **changes), 1)
+    site.answer(announcement(tiny_classifier, study), 1)  # and did not use up the round
+
+
+def test_an_announcement_of_other_tensors_is_refused(tiny_classifier, study, make):
+    tensors = {name: np.zeros(s, np.float32) for name, s in tiny_classifier.shapes.items()}
+    with pytest.raises(ProtocolError):
+        make(study).answer(announcement(tiny_classifier, study, tensors=tensors), 1)
+
+
+def test_a_site_that_the_study_does_not_list_is_refused(study, make):
+    with pytest.raises(ProtocolError, match="'C' is not in the study"):
+        make(study, name="C")
+
+
+def test_a_delta_not_below_one_over_the_true_patients_is_refused(study, make, with_terms, rows):
+    many = [(f"{patient}-{k}", text, disease) for patient, text, disease in rows for k in range(4)]
+    patients = len({row[0] for row in many})  # 32; the public size says 8
+    private = with_terms(study, privacy={"unit": "patient", "delta": 1 / patients})
+    with pytest.raises(PrivacyError, match="not below one over the patients of site 'A'"):
+        make(private, own=many)
+
+
+def test_the_mechanism_spends_the_epsilon_of_the_study_and_no_more(study, with_terms):
+    private = with_terms(study, privacy={"unit": "patient"})
+    found = Mechanism.of(private)
+    spent = [found.epsilon_after(rounds) for rounds in (0, 1, 2)]
+    assert spent[0] == 0 < spent[1] < spent[2] <= 8.0
+    assert spent[2] > 7.9
+    assert spent[2] == epsilon(found.noise_multiplier, 0.5, 4, 1e-3)  # 2 rounds of 2 steps
+    assert make_strategy(private).trains({"a.lora_A": (1,)}, 1) == frozenset()
+
+
+def test_a_private_update_is_noised_in_every_tensor(tiny_classifier, study, make, with_terms):
+    private = with_terms(study, privacy={"unit": "patient"})
+    names = make_strategy(private).trains(tiny_classifier.shapes, 1)
+    shapes = {n: s for n, s in tiny_classifier.shapes.items() if n in names}
+    found = []
+    for _ in range(2):
+        envelope, _ = make(private).answer(announcement(tiny_classifier, private), 1)
+        found.append(decode(envelope.data, shapes=shapes).tensors)
+    for name in names:
+        assert (found[0][name] != found[1][name]).mean() > 0.9, name
+
+
+CANARIES = ["zyxKANARIE", "密语金丝雀"]
+
+
+def spellings(text):
+    """Return the bytes in which a text could leave."""
+    plain = [text.encode(codec) for codec in ("utf-8", "gb18030", "utf-16-le", "utf-16-be")]
+    shifted = [base64.b64encode(b"\0" * k + data)[4:-4] for data in plain for k in range(3)]
+    return [*plain, *shifted, *(data.hex().encode() for data in plain), repr(text).encode()[1:-1]]
+
+
+def is_found(text, data):
+    return any(spelling in data.lower() for s in spellings(text) for spelling in (s.lower(),))
+
+
+@pytest.mark.parametrize("codec", ["utf-8", "gb18030", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("canary", CANARIES)
+def test_the_search_finds_planted_canaries(canary, codec):
+    data = f"before {canary} after".encode(codec)
+    for planted in (data, base64.b64encode(data), data.hex().encode(), data.hex().upper().encode()):
+        assert is_found(canary, b"\x01\x02" + planted + b"\x03")
+    assert not is_found(canary, b"nothing of the kind")
+
+
+def test_no_text_of_a_record_leaves_or_is_logged(
+    tiny_classifier, study, make, with_terms, unit, rows, caplog, capfd
+):
+    caplog.set_level(logging.DEBUG)
+    study = with_terms(study, privacy={"unit": unit})
+    own = [(f"{p} {CANARIES[0]}", f"{t} {' '.join(CANARIES)}", d) for p, t, d in rows]
+    site = make(study, own=own)
+    said = [repr(site.examples), str(site.examples)]
+    for round in (1, 2):
+        envelope, report = site.answer(announcement(tiny_classifier, study, round), round)
+        said += [repr(report), repr(envelope)]
+        for canary in CANARIES:
+            assert not is_found(canary, envelope.data)
+    out = "".join([caplog.text, *capfd.readouterr(), *said]).encode()
+    assert not any(is_found(canary, out) for canary in CANARIES)
+
+
+@pytest.mark.parametrize("field", ["text", "disease"])
+def test_no_text_of_a_record_is_in_an_error(make, study, rows, field, caplog):
+    caplog.set_level(logging.DEBUG)
+    own = [(CANARIES[0], CANARIES[1], CANARIES[0]), *rows]
+    empty = (CANARIES[0], "" if field == "text" else CANARIES[1], "" if field != "text" else "x")
+    with pytest.raises(HuizhenError) as caught:
+        make(study, own=[*own, empty])
+    said = caplog.text
+    error: BaseException | None = caught.value
+    while error is not None:
+        said += f"{error} {error!r}"
+        error = error.__cause__ or error.__context__
+    assert "rows:" in said
+    assert not any(is_found(canary, said.encode()) for canary in CANARIES)

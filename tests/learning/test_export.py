@@ -1,0 +1,111 @@
+"""An exported folder works for someone who has PEFT and the base, and not this project."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForCausalLM
+
+from huizhen.learning.export import export_adapter
+
+
+@pytest.fixture
+def export(tmp_path):
+    def export(model, tensors):
+        export_adapter(model, tensors, lambda name, data: (tmp_path / name).write_bytes(data))
+        return tmp_path
+
+    return export
+
+
+def peft_model(auto, base, folder):
+    import warnings
+
+    network = auto.from_pretrained(base.folder, local_files_only=True, dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        return PeftModel.from_pretrained(network, folder).eval()
+
+
+def scores_of_a_stranger(network, folder, examples, i, *, causal):
+    """Return what the exported README says: pooled @ head.weight.T + head.bias."""
+    head = load_file(folder / "head.safetensors")
+    with torch.no_grad():
+        hidden = network(input_ids=examples.ids[i][None]).last_hidden_state[0]
+        pooled = hidden[-1] if causal else hidden.mean(dim=0)
+        return pooled @ head["head.weight"].T + head["head.bias"]
+
+
+@pytest.mark.parametrize("name", ["tiny_classifier", "minilm_classifier"])
+def test_plain_peft_gives_the_same_scores_also_merged(
+    request, name, make_site, rows, randomised, export
+):
+    model = request.getfixturevalue(name)
+    folder = export(model, randomised(model, scale=0.1))
+    examples = make_site(model, rows)
+    network = peft_model(AutoModel, model.base, folder)
+    merged = peft_model(AutoModel, model.base, folder).merge_and_unload()
+    bare = AutoModel.from_pretrained(model.base.folder, local_files_only=True)
+    for i in (0, 5):
+        ours = model.logits(examples.batch([i]))[0]
+        for theirs in (network, merged):
+            found = scores_of_a_stranger(theirs, folder, examples, i, causal=model.is_causal)
+            assert torch.allclose(found, ours, rtol=1e-4, atol=1e-4)
+        without = scores_of_a_stranger(bare, folder, examples, i, causal=model.is_causal)
+        assert not torch.allclose(without, ours, rtol=1e-3, atol=1e-3)  # the adapter matters
+
+
+def test_plain_peft_gives_the_same_words_also_merged(
+    tiny_assistant, make_site, rows, randomised, export
+):
+    folder = export(tiny_assistant, randomised(tiny_assistant))
+    examples = make_site(tiny_assistant, rows)
+    with torch.no_grad():
+        network = peft_model(AutoModelForCausalLM, tiny_assistant.base, folder)
+        merged = peft_model(AutoModelForCausalLM, tiny_assistant.base, folder).merge_and_unload()
+        ours = tiny_assistant._network(input_ids=examples.ids[0][None]).logits
+        for theirs in (network, merged):
+            found = theirs(input_ids=examples.ids[0][None]).logits
+            assert torch.allclose(found, ours, rtol=1e-4, atol=1e-4)
+    assert not (folder / "head.safetensors").exists()
+
+
+def test_exported_bytes_are_a_function_of_the_adapter(tiny_classifier, randomised, export):
+    tensors = randomised(tiny_classifier)
+    folder = export(tiny_classifier, tensors)
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    shuffled = dict(sorted(tensors.items(), key=lambda item: item[0][::-1]))
+    export(tiny_classifier, shuffled)
+    assert first == {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert set(first) == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "head.safetensors",
+        "labels.json",
+    }
+
+
+def test_the_folder_says_what_it_is(tiny_classifier, randomised, export):
+    folder = export(tiny_classifier, randomised(tiny_classifier))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["peft_type"]) == (2, 4, "LORA")
+    assert config["base_model_name_or_path"] == "tiny"
+    labels = json.loads((folder / "labels.json").read_text())["labels"]
+    assert labels == ["asthma", "epilepsy", "measles"]
+    assert tiny_classifier.study.digest() in (folder / "README.md").read_text()
+
+
+def test_only_the_adapter_and_the_head_are_exported(minilm_classifier, randomised, export):
+    tensors = randomised(minilm_classifier)
+    folder = export(minilm_classifier, tensors)
+    lora = load_file(folder / "adapter_model.safetensors")
+    head = load_file(folder / "head.safetensors")
+    assert sum(value.numel() for value in (*lora.values(), *head.values())) == sum(
+        value.size for value in tensors.values()
+    )
+    name = "encoder.layer.5.attention.self.query.lora_A"
+    assert np.array_equal(lora[f"base_model.model.{name}.weight"].numpy(), tensors[name])

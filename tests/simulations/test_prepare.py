@@ -1,0 +1,163 @@
+"""From a file to examples: public sizes, labels, base digests, and what a site must have."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from huizhen.protocol.errors import ConfigError, GovernanceError
+from huizhen.simulations.experiment import load_experiment
+from huizhen.simulations.partition import read_sites
+from huizhen.simulations.prepare import complete_study, prepare, round_two_digits, subset
+
+
+@pytest.fixture
+def prepared(experiment_file, home):
+    """Return what an experiment on changed records gives."""
+
+    def make(*changes, records=None, more="", say=lambda text: None):
+        experiment = load_experiment(experiment_file(*changes, records=records, more=more))
+        sites = read_sites(experiment.simulation, experiment.study.task.label)
+        study = complete_study(experiment, sites, home)
+        return prepare(experiment, study, sites, home=home, say=say)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(0, 1), (1, 1), (9, 9), (96, 96), (104, 100), (1259, 1300), (995, 1000), (123_456, 120_000)],
+)
+def test_a_public_size_has_two_digits(number, expected):
+    assert round_two_digits(number) == expected
+
+
+@given(st.integers(1, 10**7))
+def test_a_public_size_is_near_the_true_one(number):
+    assert abs(round_two_digits(number) - number) <= 0.05 * number
+
+
+def test_the_study_is_completed_from_data_and_base(prepared, tiny):
+    found = prepared(more="[sites.South]\npatients_public = 20\n")
+    study = found.study
+    assert {name: terms.patients_public for name, terms in study.sites.items()} == {
+        "North": 9,
+        "South": 20,
+    }
+    assert study.task.labels == ("asthma", "epilepsy", "measles")
+    assert study.base.digests == dict(tiny.digests)
+    assert len(found.train["North"].ids) == len(found.records["North"].train)
+    assert found.train["North"].num_patients == 9
+    assert found.test["South"].num_patients == 3
+    assert found.notes == ()
+
+
+def test_labels_come_from_the_training_records_alone(prepared, cohort):
+    records = cohort()
+    unseen = [i for i, one in enumerate(records) if one["split"] == "test"][:2]
+    for i in unseen:
+        records[i]["disease"] = "plague"
+    found = prepared(records=records)
+    assert "plague" not in found.study.task.labels
+    assert found.notes == (
+        "2 test records have a label that no site trained: each counts as an error.",
+    )
+    assert sum(label == -1 for label in found.test["North"].labels) == 2
+
+
+def test_cut_texts_are_counted(prepared, cohort):
+    records = cohort()
+    for one in records[:3]:
+        one["text"] = "fever " * 30
+    assert prepared(records=records).notes == (
+        f"3 of {len(records)} texts were longer than max_tokens = 48 and cut.",
+    )
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_site_with_no_or_one_patient_is_refused(prepared, cohort, left):
+    keep = [f"North-{i}" for i in (*range(left), 9)]
+    records = [one for one in cohort() if one["hospital"] == "South" or one["id"] in keep]
+    with pytest.raises(GovernanceError, match=f"^site 'North' has {left} training patient"):
+        prepared(records=records)
+
+
+def test_a_site_without_test_records_takes_part(prepared, cohort):
+    records = [one for one in cohort() if (one["hospital"], one["split"]) != ("North", "test")]
+    found = prepared(records=records)
+    assert not found.test["North"].ids
+    assert found.train["North"].ids
+
+
+def test_a_delta_too_large_for_a_site_is_refused_with_its_name(prepared):
+    with pytest.raises(ConfigError, match=r"delta is 0.2, site 'North' has about 9 patients"):
+        prepared(("delta = 1e-3", "delta = 0.2"))
+
+
+def test_a_site_of_the_file_that_the_data_does_not_have_is_refused(prepared):
+    with pytest.raises(ConfigError, match=r"\[sites.West\] is not in the data, sites are North, S"):
+        prepared(more="[sites.West]\npatients_public = 20\n")
+
+
+def test_another_base_than_agreed_is_refused(prepared):
+    wrong = 'name = "tiny"\n[base.digests]\n"model.safetensors" = "00"'
+    with pytest.raises(ConfigError, match=r"'model.safetensors' has digest"):
+        prepared(('[base]\nname = "tiny"', f"[base]\n{wrong}"))
+
+
+def test_one_class_is_no_classification(prepared, cohort):
+    records = [one | {"disease": "measles"} for one in cohort()]
+    with pytest.raises(ConfigError, match=r"'disease' has 1 classes"):
+        prepared(records=records)
+    with pytest.raises(ConfigError, match=r"'illness' has 0 classes"):
+        prepared(('label = "disease"', 'label = "illness"'))
+
+
+def test_a_class_without_its_text_is_refused(prepared, cohort):
+    records = [one | {"words": f"about {one['disease']}"} for one in cohort()]
+    named = ('label = "disease"', 'label = "disease"\nlabel_text = "words"')
+    found = prepared(named, records=records)
+    assert found.study.task.label_texts == ("about asthma", "about epilepsy", "about measles")
+    for one in records:
+        if one["disease"] == "epilepsy":
+            one["words"] = ""
+    with pytest.raises(ConfigError, match=r"'words' is empty for class 'epilepsy'"):
+        prepared(named, records=records)
+
+
+def test_a_site_none_of_whose_labels_the_study_lists_is_refused(prepared, cohort):
+    records = [
+        one | {"disease": "plague"} if one["hospital"] == "North" else one for one in cohort()
+    ]
+    listed = ('label = "disease"', 'label = "disease"\nlabels = ["asthma", "epilepsy", "measles"]')
+    with pytest.raises(GovernanceError, match=r"^site 'North' has 0 training patients"):
+        prepared(listed, records=records)
+
+
+def test_training_records_of_an_unlisted_class_are_counted(prepared, cohort):
+    listed = ('label = "disease"', 'label = "disease"\nlabels = ["asthma", "epilepsy"]')
+    found = prepared(listed)
+    left = sum(len(examples.ids) for examples in found.train.values())
+    out = sum(len(site.train) for site in found.records.values()) - left
+    assert out > 0
+    assert any(note.startswith(f"{out} training records") for note in found.notes)
+
+
+def test_a_subset_takes_whole_patients(prepared):
+    examples = prepared().train["North"]
+    half = subset(examples, 0.5, seed=1)
+    assert half.num_patients == 4
+    for patient in set(half.patients):
+        assert half.patients.count(patient) == examples.patients.count(patient)
+    assert subset(examples, 0.5, seed=1).patients == half.patients
+    assert subset(examples, 0.01, seed=1).num_patients == 2
+    assert [f.name for f in dataclasses.fields(half)] == [
+        f.name for f in dataclasses.fields(examples)
+    ]
+
+
+def test_preparing_says_what_it_does_and_shows_no_record(prepared, cohort):
+    said: list[str] = []
+    prepared(records=[one | {"text": f"SECRET {one['text']}"} for one in cohort()], say=said.append)
+    assert said == ["reading 18 records of site North", "reading 18 records of site South"]
