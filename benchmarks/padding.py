@@ -67,7 +67,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        experiment = parse_experiment(tables(arguments.data, arguments.layers), Path(name) / "x.toml")
+        experiment = parse_experiment(
+            tables(arguments.data, arguments.layers), Path(name) / "x.toml"
+        )
         sites = read_sites(experiment.simulation, "disease")
         study = complete_study(experiment, sites, None)
         prepared = prepare(experiment, study, sites, home=None, say=lambda _: None)

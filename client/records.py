@@ -87,13 +87,14 @@ def _decode(stream: Any, path: Path, encoding: str) -> Iterator[str]:
         codec = codecs.lookup(encoding).name
         if codec.startswith(("utf-16", "utf-32")):  # where the byte of a line's end means more
             wide = io.TextIOWrapper(stream, encoding=codec, newline="\n")
-        while line := (wide or stream).readline(MAX_LINE_BYTES + 1):
+        source: Any = wide or stream
+        while line := source.readline(MAX_LINE_BYTES + 1):
             number += 1
             if len(line) > MAX_LINE_BYTES:
                 raise GovernanceError(
                     f"{path.name}:{number}: line has over {MAX_LINE_BYTES} bytes: split it"
                 )
-            text = line if wide else line.decode(codec)
+            text: str = line if wide else line.decode(codec)
             yield text.removeprefix("\ufeff") if number == 1 else text
     except UnicodeError as error:
         if wide:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from huizhen.client.dp_sgd import per_record_gradients, private_gradient
 from huizhen.client.examples import Examples
@@ -87,14 +87,13 @@ def _plain(
 ) -> tuple[float, int, int]:
     terms = study.rounds
     optimizers = _optimizers(parameters, study, round)
-    adjustment = label_shares(examples, study).log() if terms.logit_adjustment else None
     total = steps = tokens = 0.0
     for epoch in range(terms.local_epochs):
         generator = _generator(study.study.seed, site, round, epoch)
         for indices in shuffled_batches(examples.lengths, terms.batch_size, generator):
             batch = examples.batch(indices)
             with model.timed():
-                losses, _ = model.losses(batch, adjustment)
+                losses, _ = model.losses(batch)
                 losses.mean().backward()  # type: ignore[no-untyped-call]  # torch's
             for optimizer in optimizers:
                 _limit(optimizer, terms.max_norm)
@@ -148,18 +147,12 @@ def units(examples: Examples, study: Study) -> list[np.ndarray[tuple[int], np.dt
     return examples.records_of()
 
 
-def label_shares(examples: Examples, study: Study) -> Tensor:
-    """Return the site's own share of each class, (labels,), half a record added to each."""
-    counts = np.bincount(examples.labels, minlength=len(study.task.labels)) + 0.5
-    return torch.from_numpy(counts / counts.sum()).float()
-
-
 def _optimizers(
     parameters: Mapping[str, nn.Parameter], study: Study, round: int
 ) -> list[torch.optim.Optimizer]:
     """Return fresh optimisers for LoRA and head: none of their memory outlives a round."""
     terms, private = study.rounds, study.is_private
-    made = []
+    made: list[torch.optim.Optimizer] = []
     for head in (False, True):
         own = [parameter for name, parameter in parameters.items() if is_head(name) == head]
         if not own:

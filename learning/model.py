@@ -147,20 +147,14 @@ class AdaptedModel:
                 found[i] = hidden[row, : len(ids[i])].clone()
         return found
 
-    def losses(self, batch: Batch, adjustment: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return each record's loss (B,), by its own tokens alone, and its number of terms (B,).
 
         No record's loss depends on another record of the batch.
-
-        Args:
-            batch: the records.
-            adjustment: added to the scores of the classes, (labels,), in training without DP.
         """
         hidden = self._features(batch.inputs, batch.mask)
         if self.kind == "classification":
             logits = self._classify(hidden, batch.mask)
-            if adjustment is not None:
-                logits = logits + adjustment
             smoothing = self.study.task.label_smoothing
             losses = F.cross_entropy(
                 logits, batch.labels, reduction="none", label_smoothing=smoothing

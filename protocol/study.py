@@ -191,9 +191,6 @@ class RoundTerms:
     # unit none: for head.*; optimizer when absent
     max_norm: float | None = None
     # unit none: a batch's gradient is scaled down to this norm, LoRA and head apart
-    logit_adjustment: bool = False
-    # unit none: while it trains, a site adds the logarithm of its own class shares to the scores, so
-    # that what it never sees is not unlearnt (Menon et al. 2021; Zhang et al. 2022)
     schedule: Literal["constant", "cosine"] = "constant"
     # of the learning rate over the rounds
     quorum: int | None = None

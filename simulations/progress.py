@@ -1,7 +1,6 @@
 """Live progress of a run: a bar on a terminal, a line per round elsewhere."""
 
 import math
-import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -31,8 +30,7 @@ class Progress(Observer):
         self._total: TaskID | None = None
         self._arm: TaskID | None = None
         self._unit = ""
-        self._sent: dict[str, int] = {}
-        self._begin = time.monotonic()
+        self._epsilon = ""
 
     def __enter__(self) -> "Progress":
         self._bars.start()
@@ -63,7 +61,7 @@ class Progress(Observer):
         if work.unit != self._unit:
             if self._arm is not None:
                 self._bars.remove_task(self._arm)
-            self._unit = work.unit
+            self._unit, self._epsilon = work.unit, ""
             self._arm = self._bars.add_task(
                 work.unit, total=work.study.rounds.count * len(work.sites), detail=""
             )
@@ -72,7 +70,8 @@ class Progress(Observer):
         self._bars.update(
             self._arm or TaskID(0),
             advance=1,
-            detail=f"round {round}/{work.study.rounds.count} {site}{shown} {_size(sent)}/site",
+            detail=f"round {round}/{work.study.rounds.count} {site}{shown}{self._epsilon} "
+            f"{_size(sent)}/site",
         )
         if self._total is not None:
             self._bars.update(self._total, advance=_cost(work) / len(work.sites))
@@ -85,6 +84,7 @@ class Progress(Observer):
         if "metrics" in entry:
             parts += [f"{key} {value:.3f}" for key, value in list(entry["metrics"].items())[:1]]
         if "epsilon" in entry:
+            self._epsilon = f" ε {entry['epsilon']:.2f}"
             parts.append(f"ε {entry['epsilon']:.2f}")
         parts.append(f"{_size(entry['bytes_up'] / len(work.sites))}/site up")
         parts.append(f"{entry['seconds']:.1f} s")

@@ -164,12 +164,13 @@ def test_the_size_of_a_microbatch_does_not_change_the_step(
 
 
 def test_at_most_k_records_make_a_patients_gradient(
-    tiny_classifier, make_site, rows, randomised, no_noise
+    tiny_classifier, make_site, randomised, no_noise
 ):
     model, names = tiny_classifier, names_of(tiny_classifier, "both")
-    examples = make_site(model, rows)
+    texts = ("cough", "fever and rash", "seizure", "ataxia, tremor")
+    examples = make_site(model, [("p", text, "measles") for text in texts])
     randomised(model)
-    records = next(records for records in examples.records_of() if len(records) == 4)
+    (records,) = examples.records_of()
     single = [gradient_of_record(model, examples, names, i) for i in records]
     seen = set()
     for _ in range(40):  # each record stays out of all draws with (3/4)⁴⁰ < 1.1e-5
@@ -240,15 +241,16 @@ LONG = "seizure tremor ataxia " * 40
 
 @pytest.mark.parametrize("clipping", [0.25, "auto"])
 @pytest.mark.parametrize("scale", [0.3, 3.0])
+@pytest.mark.parametrize("others", [1, 99], ids=["to one", "to eight"])
 def test_adding_one_patient_moves_the_sum_by_at_most_c(
-    model, make_site, rows, randomised, no_noise, clipping, scale
+    model, make_site, rows, randomised, no_noise, clipping, scale, others
 ):
     """Neighbouring data: a patient with four records, one of them very long, comes or goes."""
     randomised(model, scale=scale)
     names = names_of(model, "both")
     odd = [("new", text, "measles") for text in (LONG, "x", "fever rash", LONG[:60])]
-    larger = make_site(model, [*rows, *odd])
-    smaller = make_site(model, rows)
+    larger = make_site(model, [*rows[:others], *odd])
+    smaller = make_site(model, rows[:others])
     bound = 1.0 if clipping == "auto" else clipping
     denominator = 6.4  # public: the same with and without the patient
     terms = {"max_grad_norm": clipping, "denominator": denominator}

@@ -17,7 +17,7 @@ from huizhen.client.randomness import choose, normals, poisson_sample
 
 FALSE_ALARM = 1e-9
 BOUNDS = [FALSE_ALARM / 2, 1 - FALSE_ALARM / 2]
-DRAWS = 200_001  # odd: the last of a pair is dropped
+DRAWS = 2_000_001  # odd: the last of a pair is dropped
 
 
 def test_normals_have_the_moments_of_the_standard_normal():

@@ -29,7 +29,7 @@ def test_a_round_without_privacy_is_bit_identical_when_it_is_repeated(
     tiny_classifier, make_site, rows, randomised, plain
 ):
     examples = make_site(tiny_classifier, rows)
-    found: list[dict] = []
+    found: list[dict[str, np.ndarray]] = []
     for _ in range(2):
         np.random.seed(len(found))  # noqa: NPY002  # must not matter
         randomised(tiny_classifier)

@@ -250,6 +250,7 @@ REFUSED = [
     ("task", "label_texts", ["only one"]),
     ("task", "head", "mlp"),
     *[("task", "head_scale", value) for value in [0, -1.0, NAN, INF, -INF]],
+    *[("task", "label_smoothing", value) for value in [-0.1, 1, NAN, INF, True]],
     *[("task", "max_tokens", value) for value in [0, -1, 131_073, 1.0]],
     *[("task", "max_new_tokens", value) for value in [0, -1, 2**60, True]],
     *[("task", name, "x") for name in ["answer", "system"]],

@@ -102,7 +102,7 @@ def test_an_instruction_run_reports_loss_exact_match_and_answers(start):
 
 def test_the_same_run_gives_the_same_adapter_bit_for_bit(start):
     arms = ('site = "hospital"', 'site = "hospital"\narms = ["pooled", "federated"]')
-    found: list[tuple] = []
+    found: list[object] = []
     for out in ("one", "two"):
         torch.manual_seed(len(found))  # must not matter
         folder, results = start(arms, out=out)
@@ -160,7 +160,7 @@ def test_a_refused_update_stops_the_round(start, monkeypatch):
 
 
 def test_the_watcher_hears_of_each_site_and_round(experiment_file, home, tmp_path):
-    heard: list = []
+    heard: list[object] = []
 
     class Listening(runner.Observer):
         def planned(self, works):
