@@ -1,9 +1,10 @@
 """Peak memory of a simulation with many sites over that with one, on the same patients.
 
-    python -m huizhen.benchmarks.many_sites --data ../shared/data/rare_disease_fed6/rare_disease_fed6.jsonl
+    python -m huizhen.benchmarks.many_sites --data
+    ../shared/data/rare_disease_fed6/rare_disease_fed6.jsonl
 
-Each count of sites runs one federated round in a process of its own; the figure is its peak resident
-memory. One frozen base serves all sites, so the ratio should stay near one.
+Each count of sites runs one federated round in a process of its own; the figure is its peak
+resident memory. One frozen base serves all sites, so the ratio should stay near one.
 """
 
 import argparse
@@ -70,7 +71,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = [{"sites": n, "peak_mib": round(peak(arguments.data, n))} for n in arguments.sites]
     for row in rows:
-        row["ratio"] = round(row["peak_mib"] / rows[0]["peak_mib"], 3)  # type: ignore[assignment]
+        row["ratio"] = round(row["peak_mib"] / rows[0]["peak_mib"], 3)
     if arguments.json:
         print(json.dumps({"rows": rows}))
         return

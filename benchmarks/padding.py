@@ -1,9 +1,10 @@
 """Tokens per second of a training pass with batches by length and with batches in random order.
 
-    python -m huizhen.benchmarks.padding --data ../shared/data/rare_disease_fed6/rare_disease_fed6.jsonl
+    python -m huizhen.benchmarks.padding --data
+    ../shared/data/rare_disease_fed6/rare_disease_fed6.jsonl
 
-Both ways train the same records with the same model in turns in one process; the medians of the passes
-are compared. Tokens are real ones, padding left out.
+Both ways train the same records with the same model in turns in one process; the medians of the
+passes are compared. Tokens are real ones, padding left out.
 """
 
 import argparse
@@ -46,7 +47,7 @@ def tables(data: Path, layers: int) -> dict[str, object]:
     }
 
 
-def seconds(model: AdaptedModel, examples: Examples, batches: list[np.ndarray]) -> float:  # type: ignore[type-arg]
+def seconds(model: AdaptedModel, examples: Examples, batches: list[np.ndarray]) -> float:
     """Return how long one pass over the batches takes, forward and backward."""
     names = frozenset(model.shapes)
     model.train_only(names)

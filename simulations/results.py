@@ -125,7 +125,12 @@ class Results:
                 for w, _, m, digest in units
             ],
             "sites": {
-                name: {"metrics": _mean([one["test_sites"][name] for one in last])}
+                name: {
+                    "metrics": _mean([one["test_sites"][name] for one in last]),
+                    "bytes_up": sum(r["sites"][name]["bytes_up"] for r in units[0][1])
+                    if name in units[0][0].sites
+                    else 0,
+                }
                 for name in last[0]["test_sites"]
             },
             "rounds": [_public_round(round) for round in units[0][1]],

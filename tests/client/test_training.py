@@ -216,12 +216,6 @@ def test_a_batchs_gradient_is_limited_to_the_agreed_norm(
         assert size == pytest.approx(limit, rel=1e-2)
 
 
-def test_the_shares_of_the_classes_are_the_sites_own(tiny_classifier, make_site):
-    rows = [("p", "x", "asthma"), ("q", "x", "asthma"), ("r", "x", "measles")]
-    shares = training.label_shares(make_site(tiny_classifier, rows), tiny_classifier.study)
-    assert shares.tolist() == pytest.approx([2.5 / 4.5, 0.5 / 4.5, 1.5 / 4.5])
-
-
 def test_a_step_moves_against_the_private_gradient(
     tiny_classifier, make_site, rows, randomised, with_terms, monkeypatch
 ):

@@ -16,7 +16,7 @@ from huizhen.protocol.errors import ConfigError
 from huizhen.protocol.study import FORMAT, SECTIONS, Study, parse_study
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-DIGEST = "89f9c9893a4929c79e1467e94202f0c7c2ea67895ec8cb098d4fcec6ec6dec8a"
+DIGEST = "4aaa429e4fd97920a6db41d7fff2d5ec0544f4d20f53901181c0a8f389dd216f"
 
 MINIMAL = """
 [study]
@@ -80,7 +80,6 @@ FULL: dict[str, dict[str, Any]] = {
         "optimizer": "sgd",
         "head_optimizer": "adamw",
         "max_norm": 0.9,
-        "logit_adjustment": True,
         "schedule": "cosine",
         "quorum": 1,
     },
@@ -275,7 +274,6 @@ REFUSED = [
         for value in [0, -0.1, NAN, INF, True]
     ],
     *[("rounds", name, "adam") for name in ["optimizer", "head_optimizer"]],
-    *[("rounds", "logit_adjustment", value) for value in [0, 1, "true"]],
     ("rounds", "schedule", "linear"),
     *[("rounds", "quorum", value) for value in [0, -1, 1.0, True]],
 ]
