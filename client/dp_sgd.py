@@ -35,7 +35,7 @@ from huizhen.learning.model import AdaptedModel
 from huizhen.protocol.errors import PrivacyError
 
 AUTO_S_GAMMA = 0.01
-_MICROBATCH_TOKENS = 4096  # bounds memory; the sum over microbatches does not depend on it
+_MICROBATCH_TOKENS = 2048  # bounds memory; the sum over microbatches does not depend on it
 
 
 @contextmanager

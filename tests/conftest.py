@@ -6,6 +6,7 @@ import tomllib
 
 import numpy as np
 import pytest
+import torch
 
 from huizhen.client.deidentify import deidentify
 from huizhen.client.examples import make_examples
@@ -53,6 +54,15 @@ patient = "id"
 generate = 1
 exact_match_records = 2
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Small tensors gain nothing by more, and runs beside each other lose much."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

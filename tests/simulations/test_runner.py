@@ -100,12 +100,17 @@ def test_an_instruction_run_reports_loss_exact_match_and_answers(start):
     assert not (folder / "federated" / "head.safetensors").exists()
 
 
-def test_the_same_run_gives_the_same_adapter_bit_for_bit(start):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_same_run_gives_the_same_adapter_bit_for_bit(start, threads):
     arms = ('site = "hospital"', 'site = "hospital"\narms = ["pooled", "federated"]')
     found: list[object] = []
     for out in ("one", "two"):
         torch.manual_seed(len(found))  # must not matter
-        folder, results = start(arms, out=out)
+        torch.set_num_threads(threads)
+        try:
+            folder, results = start(arms, out=out)
+        finally:
+            torch.set_num_threads(1)
         digests = [
             results["arms"][arm]["per_seed"][0]["adapter"] for arm in ("pooled", "federated")
         ]
