@@ -1,7 +1,6 @@
 """``huizhen demo``: six synthetic hospitals, four arms, a few minutes."""
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,16 +31,19 @@ def add_parser(groups: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Make the cohort and run the experiment on it."""
-    from huizhen.simulations.demo import demo_experiment, write_demo_cohort
+    from huizhen.simulations.demo import (
+        clear_finished_demo,
+        demo_experiment,
+        write_demo_cohort,
+    )
 
     out: Path = arguments.out
-    if (out / "results.json").exists() and (out / "run.json").exists():
-        shutil.rmtree(out)
+    clear_finished_demo(out)
     if not arguments.json:
         print(
             "making six synthetic hospitals from Human Phenotype Ontology frequencies",
             file=sys.stderr,
         )
     data = write_demo_cohort(out)
-    again = "huizhen demo" + ("" if out == Path("runs/demo") else f" --out {out}")
+    again = ["huizhen", "demo", "--out", str(out)]
     return run_and_show(demo_experiment(data), arguments, out, resume=True, again=again)

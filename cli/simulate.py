@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,12 @@ def run(arguments: argparse.Namespace) -> int:
     from huizhen.simulations.experiment import load_experiment
 
     experiment = load_experiment(arguments.experiment)
-    again = f"huizhen simulate {arguments.experiment} --out {arguments.out} --resume"
+    again = ["huizhen", "simulate", str(arguments.experiment), "--out", str(arguments.out)]
     return run_and_show(experiment, arguments, arguments.out, resume=arguments.resume, again=again)
 
 
 def run_and_show(
-    experiment: Any, arguments: argparse.Namespace, out: Path, *, resume: bool, again: str
+    experiment: Any, arguments: argparse.Namespace, out: Path, *, resume: bool, again: list[str]
 ) -> int:
     """Run an experiment with progress, print its table and write its report.
 
@@ -57,21 +58,23 @@ def run_and_show(
         arguments: ``--threads``, ``--home``, ``--json``.
         out: the run folder.
         resume: go on with what it holds.
-        again: the command that goes on, for a user who stops.
+        again: the command, without the options that every run has and without ``--resume``.
     """
     import torch
-    from huizhen.simulations.report import summary_table, write_report
     from rich.console import Console
 
     from huizhen.cli.main import INTERRUPTED
     from huizhen.protocol.errors import ConfigError
     from huizhen.simulations.progress import Progress
+    from huizhen.simulations.report import summary_table, write_report
     from huizhen.simulations.runner import run_experiment
 
+    more = " --resume" if again[1] == "simulate" else ""
     if arguments.threads is not None:
         if arguments.threads < 1:
             raise ConfigError(f"--threads is {arguments.threads}, expected at least 1")
         torch.set_num_threads(arguments.threads)
+    command = shlex.join([*again, *_common_options(arguments)])
     console = Console(stderr=True, quiet=arguments.json)
     try:
         with Progress(console) as progress:
@@ -81,24 +84,35 @@ def run_and_show(
                 resume=resume,
                 home=arguments.home,
                 observer=progress,
-                command=again.removesuffix(" --resume"),
+                command=command,
             )
+        write_report(results, out)
     except KeyboardInterrupt:
         print(
-            f"huizhen: stopped; every closed round is saved. Go on with:\n  {again}",
+            f"huizhen: stopped; every closed round is saved. Go on with:\n  {command}{more}",
             file=sys.stderr,
         )
         return INTERRUPTED
-    write_report(results, out)
     if arguments.json:
         print(json.dumps(results, ensure_ascii=False))
         return 0
-    output = Console()
+    output = Console(markup=False)
     output.print(summary_table(results))
     for line in [*results["notes"], results.get("enough", {}).get("text", "")]:
         if line:
-            output.print(line)
+            output.print(line, highlight=False)
     if results["data"]["notice"]:
-        output.print(results["data"]["notice"], style="dim")
-    output.print(f"report: {out / 'report.html'}   adapter: {out / 'federated'}")
+        output.print(results["data"]["notice"], style="dim", highlight=False)
+    output.print(f"report: {out / 'report.html'}", highlight=False)
+    for arm in ("federated", "federated_dp"):
+        if arm in results["arms"]:
+            promise = "per-patient privacy" if arm == "federated_dp" else "no privacy guarantee"
+            output.print(f"adapter: {out / arm} ({promise})", highlight=False)
     return 0
+
+
+def _common_options(arguments: argparse.Namespace) -> list[str]:
+    """Return the options of ``add_run_options`` that were given."""
+    options = [] if arguments.threads is None else ["--threads", str(arguments.threads)]
+    options += [] if arguments.home is None else ["--home", str(arguments.home)]
+    return [*options, "--json"] if arguments.json else options

@@ -54,14 +54,17 @@ class Examples:
 
     def with_known_labels(self) -> "Examples":
         """Return the records whose class the study knows; patients keep their numbers."""
-        keep = [i for i, label in enumerate(self.labels) if label != UNSEEN]
+        return self.take([i for i, label in enumerate(self.labels) if label != UNSEEN])
+
+    def take(self, rows: Sequence[int]) -> "Examples":
+        """Return the records at ``rows``; patients keep their numbers."""
         return replace(
             self,
-            ids=tuple(self.ids[i] for i in keep),
-            inputs=tuple(self.inputs[i] for i in keep),
-            labels=tuple(self.labels[i] for i in keep),
-            answer_starts=tuple(self.answer_starts[i] for i in keep),
-            patients=tuple(self.patients[i] for i in keep),
+            ids=tuple(self.ids[i] for i in rows),
+            inputs=tuple(self.inputs[i] for i in rows),
+            labels=tuple(self.labels[i] for i in rows),
+            answer_starts=tuple(self.answer_starts[i] for i in rows),
+            patients=tuple(self.patients[i] for i in rows),
         )
 
 

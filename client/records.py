@@ -45,14 +45,15 @@ def read_rows(path: Path, *, encoding: str = "utf-8") -> Iterator[tuple[str, dic
         ConfigError: the file is missing, of another kind, or in another encoding.
         GovernanceError: a line is not a record.
     """
-    if not path.name.lower().endswith(SUFFIXES):
+    name = path.name.lower()
+    if not name.endswith(SUFFIXES):
         raise ConfigError(
             f"data is {str(path)!r}, expected a file that ends in {', '.join(SUFFIXES)}"
         )
     try:
-        with path.open("rb") as raw, gzip.open(raw) if path.suffix == ".gz" else raw as stream:
+        with path.open("rb") as raw, gzip.open(raw) if name.endswith(".gz") else raw as stream:
             text = _decode(stream, path, encoding)
-            is_csv = ".csv" in path.suffixes
+            is_csv = name.removesuffix(".gz").endswith(".csv")
             yield from _csv_rows(text, path) if is_csv else _json_rows(text, path)
     except gzip.BadGzipFile as error:
         raise ConfigError(

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from huizhen.client.examples import Examples
 from huizhen.client.outbox import Envelope, send
-from huizhen.client.training import TrainingReport, train_round
+from huizhen.client.training import TrainingReport, train_round, units
 from huizhen.learning.model import AdaptedModel
 from huizhen.protocol.accounting import calibrate, epsilon
 from huizhen.protocol.adapter import Tensors, difference
-from huizhen.protocol.errors import PrivacyError, ProtocolError
+from huizhen.protocol.errors import PrivacyError, ProtocolError, WireError
 from huizhen.protocol.study import Study
 from huizhen.protocol.wire import decode
 from huizhen.strategies.base import Strategy
@@ -45,6 +45,19 @@ class Mechanism:
         return epsilon(self.noise_multiplier, self.sampling_rate, steps, self.delta)
 
 
+def check_delta(site: str, study: Study, examples: Examples) -> None:
+    """Refuse a δ that would let one whole patient out.
+
+    Raises:
+        PrivacyError: δ is not below one over the number of the site's units of privacy.
+    """
+    if study.is_private and study.privacy.delta * len(units(examples, study)) >= 1:
+        raise PrivacyError(
+            f"[privacy] delta is {study.privacy.delta}, not below one over the "
+            f"{study.privacy.unit}s of site {site!r}: lower it"
+        )
+
+
 class Site:
     """One hospital in one study. The model may be shared: each round loads what it needs."""
 
@@ -66,11 +79,7 @@ class Site:
         self.adapter: Tensors = self.strategy.init(first).x
         self.mechanism: Mechanism | None = None
         if study.is_private:
-            if study.privacy.delta * examples.num_patients >= 1:
-                raise PrivacyError(
-                    f"[privacy] delta is {study.privacy.delta}, not below one over the patients of "
-                    f"site {name!r}: lower it"
-                )
+            check_delta(name, study, examples)
             self.mechanism = Mechanism.of(study)
         self._last_round = 0
 
@@ -102,7 +111,15 @@ class Site:
             noise_multiplier=self.mechanism.noise_multiplier if self.mechanism else None,
         )
         update = difference(self.model.read(names), message.tensors)
-        envelope = send(study=self.digest, round=round, site=self.name, update=update, agreed=names)
+        try:
+            envelope = send(
+                study=self.digest, round=round, site=self.name, update=update, agreed=names
+            )
+        except WireError as error:
+            raise ProtocolError(
+                f"site {self.name!r}, round {round}: {error}: nothing was sent, "
+                "lower the learning rate"
+            ) from error
         self._last_round = round
         return envelope, report
 

@@ -13,17 +13,22 @@ from safetensors.numpy import save
 
 from huizhen.learning.model import AdaptedModel
 from huizhen.protocol.adapter import Tensors, in_order, is_head
+from huizhen.protocol.study import Study
 
 Write = Callable[[str, bytes], None]
 
 
-def export_adapter(model: AdaptedModel, tensors: Tensors, write: Write) -> None:
+def export_adapter(
+    model: AdaptedModel, study: Study, tensors: Tensors, write: Write, *, promise: str
+) -> None:
     """Write an adapter's files.
 
     Args:
         model: that it was trained in.
+        study: that trained it.
         tensors: the adapter.
         write: takes a file's name and bytes.
+        promise: what holds for the patients behind it, in a sentence.
     """
     terms = model.study.adapter
     lora = {
@@ -51,16 +56,16 @@ def export_adapter(model: AdaptedModel, tensors: Tensors, write: Write) -> None:
         write("head.safetensors", save(head))
         labels = {"labels": model.study.task.labels, "texts": model.study.task.label_texts}
         write("labels.json", json.dumps(labels, ensure_ascii=False, indent=1).encode())
-    write("README.md", _readme(model).encode())
+    write("README.md", _readme(model, study, promise).encode())
 
 
-def _readme(model: AdaptedModel) -> str:
+def _readme(model: AdaptedModel, study: Study, promise: str) -> str:
     auto = "AutoModelForCausalLM" if model.kind == "instruction" else "AutoModel"
     lines = [
-        f"# {model.study.study.name}",
+        f"# {study.study.name}",
         "",
         f"A LoRA adapter for `{model.base.name}`, trained by a federation of hospitals (Huizhen).",
-        f"Study digest: `{model.study.digest()}`.",
+        f"Study digest: `{study.digest()}`. {promise}",
         "",
         "```python",
         "from peft import PeftModel",

@@ -6,6 +6,7 @@ computed once per record (``prefix``) and only the layers above run in training.
 """
 
 import contextlib
+import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ from huizhen.protocol.errors import ConfigError
 from huizhen.protocol.study import Study
 from huizhen.strategies.public_random import uniform
 
+IdRow = np.ndarray[tuple[int], np.dtype[np.int64]]
 _EVALUATION_TOKENS = 4096  # padded tokens in a batch that needs no gradient
 
 
@@ -63,6 +65,7 @@ class AdaptedModel:
         model, self.tokenizer = load_model(base, causal_lm=self.kind == "instruction")
         self.base = base
         self._network: Any = model
+        self._check_length(model)
         self._layers = _layer_list(model)
         self._boundary = self._first_adapted_layer(len(self._layers))
         self._bypass = False
@@ -78,6 +81,7 @@ class AdaptedModel:
         self.parameters = self._named_parameters()
         self._install_bypass()
         self._refuse_modules_without_gradient()
+        self._refuse_wrong_prefix()
 
     @property
     def shapes(self) -> Shapes:
@@ -93,7 +97,7 @@ class AdaptedModel:
         """Copy an adapter, or some of its tensors, into the model."""
         with torch.no_grad():
             for name, value in tensors.items():
-                self.parameters[name].copy_(torch.from_numpy(np.ascontiguousarray(value)))
+                self.parameters[name].copy_(torch.from_numpy(np.array(value)))
 
     def read(self, names: Sequence[str] | frozenset[str]) -> dict[str, np.ndarray[Any, Any]]:
         """Return copies of the named tensors."""
@@ -113,12 +117,13 @@ class AdaptedModel:
     def first_tensors(self, seed: int) -> dict[str, np.ndarray[Any, Any]]:
         """Return the study's first adapter: A as in Hu et al. 2021, B = 0, a head from label texts.
 
-        Every party derives the same: A from the public seed, the head from the public label texts.
+        It holds nothing private: A is of the public seed, the head of the public label texts.
+        A is the same everywhere; the head may differ in its last bits between processors.
         """
         first: dict[str, np.ndarray[Any, Any]] = {}
         for name, shape in self.shapes.items():
             if name.endswith(".lora_A"):
-                first[name] = uniform(seed, name, shape, shape[1] ** -0.5)
+                first[name] = uniform(seed, name, shape, 1 / math.sqrt(shape[1]))
             else:
                 first[name] = np.zeros(shape, np.float32)
         texts = self.study.task.label_texts
@@ -150,7 +155,7 @@ class AdaptedModel:
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return each record's loss (B,), by its own tokens alone, and its number of terms (B,).
 
-        No record's loss depends on another record of the batch.
+        No record's loss depends on another record of the batch, but for the rounding of float32.
         """
         hidden = self._features(batch.inputs, batch.mask)
         if self.kind == "classification":
@@ -175,21 +180,20 @@ class AdaptedModel:
         return self._classify(self._features(batch.inputs, batch.mask), batch.mask)
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-        """Return the model's greedy answer to each prompt."""
+    def generate(self, prompts: Sequence[IdRow], max_new_tokens: int) -> list[str]:
+        """Return the model's greedy answer to each prompt, given as token ids (T_i,)."""
         answers = []
         with self.timed():
             for prompt in prompts:
-                encoded = self.tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
-                length = encoded["input_ids"].shape[1]
+                ids = torch.from_numpy(prompt)[None, :]
                 whole = self._network.generate(
-                    input_ids=encoded["input_ids"],
-                    attention_mask=encoded["attention_mask"],
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
                     max_new_tokens=max_new_tokens,
                     do_sample=False,
                     pad_token_id=self.tokenizer.pad_token_id,
                 )
-                text = self.tokenizer.decode(whole[0, length:], skip_special_tokens=True)
+                text = self.tokenizer.decode(whole[0, len(prompt) :], skip_special_tokens=True)
                 answers.append(text.strip())
         return answers
 
@@ -226,6 +230,14 @@ class AdaptedModel:
         if self.study.task.head == "normalised":
             pooled = self.study.task.head_scale * F.normalize(pooled, dim=1)
         return self.module["head"](pooled)  # type: ignore[no-any-return]
+
+    def _check_length(self, model: Any) -> None:
+        limit = getattr(model.config, "max_position_embeddings", None)
+        if limit is not None and self.study.task.max_tokens > limit:
+            raise ConfigError(
+                f"[task] max_tokens is {self.study.task.max_tokens}, the base reads {limit}: "
+                "lower it"
+            )
 
     def _first_adapted_layer(self, layers: int) -> int:
         wanted = self.study.adapter.layers
@@ -356,6 +368,20 @@ class AdaptedModel:
                     "gradient in this task: name only modules that the task uses"
                 )
         self.train_only(frozenset())
+
+    @torch.no_grad()
+    def _refuse_wrong_prefix(self) -> None:
+        """Refuse a base that changes ``inputs_embeds`` on their way to the first adapted layer."""
+        if not self.has_prefix:
+            return
+        ids = torch.tensor(self.tokenizer("one two three four")["input_ids"])
+        whole, cached = (pad([row], [0], [0], [ids]) for row in (ids, self.prefix([ids])[0]))
+        features = [self._features(batch.inputs, batch.mask) for batch in (whole, cached)]
+        if not torch.allclose(features[0], features[1], rtol=1e-3, atol=1e-3):
+            raise ConfigError(
+                f"the base {self.base.name!r} cannot go on from the outputs of its frozen layers: "
+                "leave out [adapter] layers"
+            )
 
 
 def pad(

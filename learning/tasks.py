@@ -95,8 +95,7 @@ class TaskEncoder:
             return render(template, fields)
         except KeyError as error:
             raise ConfigError(
-                f"{where}: there is no field {error.args[0]!r}, the task reads {template!r}: "
-                f"fields are {', '.join(sorted(fields))}"
+                f"{where}: there is no field {error.args[0]!r}, the task reads {template!r}"
             ) from error
 
     def _classification(self, text: str, fields: Mapping[str, Any], where: str) -> Encoded:

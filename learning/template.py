@@ -4,8 +4,9 @@ Only plain field names may stand in braces: no attributes, indices, conversions 
 a study file can say which fields it reads and no more.
 """
 
+import difflib
 import string
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from huizhen.protocol.errors import ConfigError
@@ -32,6 +33,15 @@ def fields_of(template: str, where: str) -> tuple[str, ...]:
             )
         names.append(name)
     return tuple(dict.fromkeys(names))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint at the known field that a misspelt one is nearest to, or nothing.
+
+    Only that one is named: the header of a file without one is a patient's record.
+    """
+    near = difflib.get_close_matches(name, [str(one) for one in known], n=1, cutoff=0.7)
+    return f": did you mean {near[0]!r}?" if near else ""
 
 
 def render(template: str, fields: Mapping[str, Any]) -> str:

@@ -30,11 +30,6 @@ def difference(after: Tensors, before: Tensors) -> dict[str, Array]:
     return {name: after[name] - before[name] for name in in_order(after)}
 
 
-def count(tensors: Tensors) -> int:
-    """Return d, the number of values."""
-    return sum(array.size for array in tensors.values())
-
-
 def is_head(name: str) -> bool:
     """Whether the tensor belongs to the task's head and not to LoRA."""
     return name.startswith("head.")

@@ -18,6 +18,8 @@ from huizhen.strategies import mean
 from huizhen.strategies.base import Strategy, StrategyState
 from huizhen.strategies.catalogue import make_strategy, site_shares
 
+MAX_REFUSED = 1000  # codes that are kept: whoever floods the coordinator fills no memory
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundState:
@@ -36,7 +38,7 @@ class Receipt:
     """What a sender is told: counted, or refused and why."""
 
     site: str | None
-    # None where the bytes do not even name a site
+    # the sender of an update that was read; None where it was refused before
     refusal: Refusal | None
 
 
@@ -94,11 +96,13 @@ class Coordinator:
             seen=state.counted,
         )
         if not isinstance(update, Message):
-            return replace(state, refused=(*state.refused, update)), Receipt(None, update)
+            return replace(state, refused=(*state.refused, update)[-MAX_REFUSED:]), Receipt(
+                None, update
+            )
         try:
             total = mean.add(state.accumulator, update.tensors, self.shares[update.site])
         except AggregationError:
-            return replace(state, refused=(*state.refused, "malformed")), Receipt(
+            return replace(state, refused=(*state.refused, "malformed")[-MAX_REFUSED:]), Receipt(
                 update.site, "malformed"
             )
         counted = (*state.counted, update.site)

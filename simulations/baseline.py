@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
 from huizhen.protocol.errors import ConfigError
-from huizhen.simulations.cohort import ancestors, read_ontology
+from huizhen.simulations.hpo import ancestors, read_ontology
 
 WORD = r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]{2,}"
 HPO_ID = re.compile(r"HP:\d{7}")

@@ -1,5 +1,6 @@
 """An experiment file: a study as both parties would sign it, and how its sites are made up."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ class SplitTerms:
     by: str
     # the field whose equal values stay together
     test: float = 0.3
-    # the share of the groups of each site that is held out
+    # the share of the groups that is held out
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -40,7 +41,7 @@ class PartitionTerms:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.alpha <= 0 or not 1 <= self.sites <= 10_000:
+        if not (math.isfinite(self.alpha) and self.alpha > 0) or not 1 <= self.sites <= 10_000:
             raise ValueError(
                 f"alpha is {self.alpha} and sites {self.sites}, expected over 0 and 1 to 10000"
             )
@@ -105,8 +106,17 @@ class SimulationTerms:
             raise ValueError("repeats an arm or a seed")
         if min(self.minimum_patients, self.evaluate_every) < 1 or self.generate < 0:
             raise ValueError("needs minimum_patients and evaluate_every of at least 1")
+        if self.exact_match_records < 1:
+            raise ValueError(
+                f"exact_match_records is {self.exact_match_records}, expected 1 or more"
+            )
+        if any(not (math.isfinite(value) and value > 0) for value in self.sweep_epsilon):
+            raise ValueError(f"sweep_epsilon is {self.sweep_epsilon}, expected numbers over 0")
         if any(not 0 < share < 1 for share in self.sweep_patients):
-            raise ValueError("sweep_patients must lie between 0 and 1")
+            raise ValueError(f"sweep_patients is {self.sweep_patients}, expected between 0 and 1")
+        for sweep in (self.sweep_epsilon, self.sweep_patients):
+            if len(set(sweep)) < len(sweep):
+                raise ValueError("repeats a value of a sweep")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

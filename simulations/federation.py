@@ -35,6 +35,9 @@ class Work:
 class Watcher:
     """Is told of progress; this one stays silent."""
 
+    def restored(self, work: Work, rounds: int) -> None:
+        """So many rounds of a unit of work are taken from the run folder."""
+
     def site_done(self, work: Work, round: int, site: str, loss: float, sent: int) -> None:
         """A site's update was counted; ``sent`` is its size in bytes."""
 
@@ -73,17 +76,19 @@ def run(
         state, history = RoundState(round=stored.round, strategy=stored.strategy), stored.history
         for site in sites.values():
             site.skip_to(stored.round)
+        watcher.restored(work, stored.round - 1)
     while not coordinator.is_finished(state):
-        begin, model_begin = time.perf_counter(), model.model_seconds
+        begin, inside = time.perf_counter(), model.model_seconds
         entry: dict[str, Any] = {"round": state.round}
         state = _collect(coordinator, state, sites, work, entry, watcher)
         state = coordinator.close_round(state)
+        trained, inside = time.perf_counter() - begin, model.model_seconds - inside
         if entry["round"] % evaluate_every == 0 or coordinator.is_finished(state):
             model.load(state.strategy.x)
             entry |= evaluate()
         entry["seconds"] = time.perf_counter() - begin
-        inside = model.model_seconds - model_begin
-        entry["outside_share"] = max(0.0, 1 - inside / entry["seconds"])
+        entry["training_seconds"] = trained
+        entry["outside_share"] = max(0.0, 1 - inside / trained)
         if (mechanism := next(iter(sites.values())).mechanism) is not None:
             entry["epsilon"] = mechanism.epsilon_after(entry["round"])
         history.append(entry)
@@ -111,7 +116,7 @@ def _collect(
                 f"update of site {name!r} in round {entry['round']} was refused: {receipt.refusal}"
             )
         details[name] = {"bytes_up": len(envelope.data), "seconds": report.seconds}
-        if not math.isnan(report.loss):
+        if math.isfinite(report.loss):
             losses.append(report.loss)
             details[name]["loss"] = report.loss
         watcher.site_done(work, entry["round"], name, report.loss, len(envelope.data))

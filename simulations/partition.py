@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from huizhen.client.records import Record, read_rows, to_record
+from huizhen.learning.template import nearest
 from huizhen.protocol.errors import ConfigError, GovernanceError
 from huizhen.simulations.experiment import BinTerms, PartitionTerms, SimulationTerms, SplitTerms
 
@@ -53,12 +54,13 @@ def read_sites(terms: SimulationTerms, label: str | None) -> dict[str, SiteRecor
     for name in sorted(groups, key=_natural):
         test = tuple(record for record in groups[name] if is_test(record))
         train = tuple(record for record in groups[name] if not is_test(record))
-        both = {r.patient for r in train} & {r.patient for r in test}
-        if both:
-            raise GovernanceError(
-                f"site {name!r} has {len(both)} patients in training and in test: split by patient"
-            )
         sites[name] = SiteRecords(train, test)
+    trained = {record.patient for site in sites.values() for record in site.train}
+    both = trained & {record.patient for site in sites.values() for record in site.test}
+    if both:
+        raise GovernanceError(
+            f"{len(both)} patients stand in training and in test, none may: split by patient"
+        )
     if not any(site.test for site in sites.values()):
         raise ConfigError(f"{terms.data!r} has no test records: set [simulation] split")
     return sites
@@ -71,8 +73,8 @@ def _natural(name: str) -> tuple[int, str]:
 def _field(record: Record, name: str, what: str) -> Any:
     if name not in record.fields or record.fields[name] in (None, ""):
         raise ConfigError(
-            f"{record.place}: there is no {what} in the field {name!r}: "
-            f"fields are {', '.join(sorted(record.fields))}"
+            f"{record.place}: there is no {what} in the field {name!r}"
+            f"{nearest(name, record.fields)}"
         )
     return record.fields[name]
 
@@ -133,6 +135,11 @@ def _dirichlet(
             strict=True,
         ):
             dealt[patient] = f"site-{site + 1:0{width}d}"
+    if len(set(dealt.values())) < terms.sites:
+        raise GovernanceError(
+            f"partition deals {len(dealt)} patients to {terms.sites} sites and leaves "
+            f"{terms.sites - len(set(dealt.values()))} without any: lower sites or raise alpha"
+        )
     return dealt
 
 
@@ -142,14 +149,9 @@ def _is_test(
     if isinstance(terms.split, str):
         field = terms.split
         return lambda record: _named_split(record, field)
-    held_out = {
-        (site, value)
-        for site, records in groups.items()
-        for value in _draw(records, terms.split, site)
-    }
     by = terms.split.by
-    place_of = {id(r): site for site, records in groups.items() for r in records}
-    return lambda record: (place_of[id(record)], str(_field(record, by, "group"))) in held_out
+    held_out = _draw([r for records in groups.values() for r in records], terms.split)
+    return lambda record: str(_field(record, by, "group")) in held_out
 
 
 def _named_split(record: Record, field: str) -> bool:
@@ -159,8 +161,8 @@ def _named_split(record: Record, field: str) -> bool:
     return value == "test"
 
 
-def _draw(records: list[Record], terms: SplitTerms, site: str) -> list[str]:
+def _draw(records: list[Record], terms: SplitTerms) -> frozenset[str]:
+    """Return the groups that are held out, at whatever sites their records are."""
     values = sorted({str(_field(record, terms.by, "group")) for record in records})
-    seed = [terms.seed, *site.encode()]
-    order = np.random.default_rng(seed).permutation(len(values))
-    return [values[i] for i in order[: round(terms.test * len(values))]]
+    order = np.random.default_rng(terms.seed).permutation(len(values))
+    return frozenset(values[i] for i in order[: round(terms.test * len(values))])

@@ -1,6 +1,6 @@
 """From an experiment file to everything a run needs: sites, base model, study, examples."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ from huizhen.client.deidentify import deidentify
 from huizhen.client.examples import Examples, make_examples
 from huizhen.client.governance import Admitted, SitePolicy, admit
 from huizhen.client.records import Record
+from huizhen.client.site import check_delta
 from huizhen.learning.bases import resolve
 from huizhen.learning.model import AdaptedModel
 from huizhen.learning.tasks import UNSEEN, TaskEncoder, fields_read
+from huizhen.learning.template import nearest
 from huizhen.protocol.errors import ConfigError, GovernanceError
 from huizhen.protocol.study import SiteTerms, Study
 from huizhen.simulations.experiment import Experiment
@@ -100,6 +102,7 @@ def prepare(
     model = AdaptedModel(resolve(study.base.name, home=home), study)
     encoder = TaskEncoder(study.task, model.tokenizer)
     allowed = fields_read(study.task)
+    _check_fields(sites, allowed, experiment.simulation.patient)
     train, test = {}, {}
     for name, site in sites.items():
         count = len(site.train) + len(site.test)
@@ -113,6 +116,7 @@ def prepare(
                 f"site {name!r} has {examples.num_patients} training patients with a class of "
                 f"[task] labels, at least {minimum} are needed: list more classes or leave it out"
             )
+        check_delta(name, study, examples)
     return Prepared(
         experiment=experiment,
         study=study,
@@ -135,21 +139,26 @@ def subset(examples: Examples, share: float, seed: int) -> Examples:
     keep = max(2, round(share * len(patients)))
     chosen = set(np.random.default_rng(seed).permutation(patients)[:keep].tolist())
     rows = [i for i, patient in enumerate(examples.patients) if patient in chosen]
-    return replace(
-        examples,
-        ids=tuple(examples.ids[i] for i in rows),
-        inputs=tuple(examples.inputs[i] for i in rows),
-        labels=tuple(examples.labels[i] for i in rows),
-        answer_starts=tuple(examples.answer_starts[i] for i in rows),
-        patients=tuple(examples.patients[i] for i in rows),
-    )
+    return examples.take(rows)
+
+
+def _check_fields(sites: Mapping[str, SiteRecords], wanted: Sequence[str], patient: str) -> None:
+    """Refuse a task that reads the patient's id, or a field that no record has."""
+    if patient in wanted:
+        raise GovernanceError(
+            f"[task] reads {patient!r}, the field of the patient's id: no task may"
+        )
+    known = {name for site in sites.values() for record in site.train for name in record.fields}
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(
+                f"[task] reads the field {name!r}, no record has it{nearest(name, known)}"
+            )
 
 
 def _for_test(site: str, records: tuple[Record, ...]) -> Admitted:
     """Test records of a simulation are not trained on: no minimum applies to them."""
-    if not records:
-        return Admitted(site, (), 0, ("no test records",))
-    return admit(records, SitePolicy(site=site, minimum_patients=1))
+    return admit(records, SitePolicy(site=site, minimum_patients=0))
 
 
 def _labels(sites: Mapping[str, SiteRecords], field: str) -> tuple[str, ...]:
@@ -172,11 +181,16 @@ def _label_texts(
 ) -> tuple[str, ...]:
     if text is None:
         return ()
-    texts = {
-        str(record.fields.get(field)): str(record.fields.get(text) or "")
-        for site in sites.values()
-        for record in site.train
-    }
+    texts: dict[str, str] = {}
+    for site in sites.values():
+        for record in site.train:
+            label = str(record.fields.get(field))
+            own = str(record.fields.get(text) or "")
+            if texts.setdefault(label, own) != own:
+                raise ConfigError(
+                    f"[task] label_text {text!r} differs between records of class {label!r}, it "
+                    "must be public knowledge of the class: name another field"
+                )
     missing = [label for label in labels if not texts.get(label)]
     if missing:
         raise ConfigError(f"[task] label_text {text!r} is empty for class {missing[0]!r}: fill it")

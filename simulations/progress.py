@@ -20,9 +20,9 @@ class Progress(Observer):
         """Show on a console; a quiet one shows nothing."""
         self._console = console
         self._bars = Bars(
-            TextColumn("{task.description}", justify="left"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", markup=False),
             TimeRemainingColumn(compact=True),
             console=console,
             disable=not console.is_terminal,
@@ -47,14 +47,19 @@ class Progress(Observer):
     def say(self, text: str) -> None:
         """Show what is being done before the first round."""
         if self._console.is_terminal:
-            self._bars.console.print(text, style="dim")
+            self._bars.console.print(text, style="dim", markup=False)
         else:
-            self._console.print(text)
+            self._console.print(text, markup=False, highlight=False)
 
     def planned(self, works: list[Work]) -> None:
         """Start the bar of the whole run; its unit is a record read once."""
         total = sum(work.study.rounds.count * _cost(work) for work in works)
         self._total = self._bars.add_task("whole run", total=total, detail="")
+
+    def restored(self, work: Work, rounds: int) -> None:
+        """Count the rounds that an earlier run has done."""
+        if self._total is not None:
+            self._bars.update(self._total, advance=rounds * _cost(work))
 
     def site_done(self, work: Work, round: int, site: str, loss: float, sent: int) -> None:
         """Move the bars by one site's part."""
@@ -90,9 +95,9 @@ class Progress(Observer):
         parts.append(f"{entry['seconds']:.1f} s")
         line = ", ".join(parts)
         if not self._console.is_terminal:
-            self._console.print(line, highlight=False)
+            self._console.print(line, highlight=False, markup=False)
         elif entry["round"] == work.study.rounds.count:
-            self._bars.console.print(line, style="dim", highlight=False)
+            self._bars.console.print(line, style="dim", highlight=False, markup=False)
 
 
 def _cost(work: Work) -> float:

@@ -136,6 +136,7 @@ class Results:
             "rounds": [_public_round(round) for round in units[0][1]],
             "seconds": _seconds(units),
             "outside_share": _outside(units),
+            "study": units[0][0].study.digest(),
         }
         work = units[0][0]
         if work.study.is_private:
@@ -165,7 +166,7 @@ class Results:
     def _sweep(self, prefix: str) -> list[dict[str, Any]]:
         if not (units := self._units(prefix)):
             return []
-        sigma = Mechanism.of(self._private_study()).noise_multiplier
+        sigma = self._mechanism().noise_multiplier
         points = []
         for work, _, metrics, _ in units:
             mechanism = Mechanism.of(work.study)
@@ -180,44 +181,45 @@ class Results:
             )
         return sorted(points, key=lambda point: (point["epsilon"], point["patients"]))
 
-    def _private_study(self) -> Any:
-        study = self.prepared.study
-        return next(
-            work.study
-            for work, *_ in self._done
-            if work.study.is_private and work.study.privacy.epsilon == study.privacy.epsilon
-        )
+    def _mechanism(self) -> Mechanism:
+        """Return the mechanism of the study's own ε."""
+        return Mechanism.of(self.prepared.study)
 
     def _enough(self, arms: Mapping[str, Any], sweep: list[dict[str, Any]]) -> dict[str, Any]:
         """Return how many times the patients would bring DP close to the federation without it.
 
         With q and T fixed, σ is the same and the denominator grows with the patients: noise at σ'
         is the noise of σ / σ' times the patients. What more patients would teach besides is left
-        out.
+        out. All points are of the first seed.
         """
-        if "federated" not in arms or "top1" not in sweep[0]["metrics"]:
+        if not {"federated", "federated_dp"} <= arms.keys() or "top1" not in sweep[0]["metrics"]:
             return {}
-        target = arms["federated"]["metrics"]["top1"] - _CLOSE_ENOUGH
-        epsilon = self.prepared.study.privacy.epsilon
-        best = max(sweep, key=lambda point: point["times_patients"])
-        times = _crossing([(p["times_patients"], p["metrics"]["top1"]) for p in sweep], target)
+        reached = arms["federated_dp"]["per_seed"][0]["metrics"]["top1"]
+        target = arms["federated"]["per_seed"][0]["metrics"]["top1"] - _CLOSE_ENOUGH
+        points = [(1.0, reached)]
+        points += [(p["times_patients"], p["metrics"]["top1"]) for p in sweep]
+        times = _crossing(points, target)
+        epsilon, most = self.prepared.study.privacy.epsilon, max(x for x, _ in points)
+        now = f"At ε = {epsilon:g} top-1 is {reached:.3f}"
+        if reached <= (chance := self._chance()):
+            now += f", no better than always naming one class ({chance:.3f})"
+        goal = f"the federation without privacy less {_CLOSE_ENOUGH:g} ({target:.3f})"
         if times is None:
-            text = (
-                f"At ε = {epsilon:g} even {best['times_patients']:.0f} times the patients in each "
-                f"hospital would not bring top-1 to {target:.2f} with these settings."
-            )
+            text = f"{now}; even {most:.1f} times the patients per hospital would not reach {goal}."
         elif times <= 1:
-            text = (
-                f"At ε = {epsilon:g} hospitals of this size are large enough: top-1 {target:.2f}."
-            )
+            text = f"{now}, which reaches {goal}."
         else:
             text = (
-                f"At ε = {epsilon:g} each hospital would need about {times:.0f} times its patients "
-                f"to come within {_CLOSE_ENOUGH:.2f} of the federation without privacy."
+                f"{now}; each hospital would need about {times:.1f} times its patients for {goal}."
             )
-        return {
-            "enough": {"metric": "top1", "target": target, "times_patients": times, "text": text}
-        }
+        found = {"metric": "top1", "target": target, "times_patients": times, "text": text}
+        return {"enough": found}
+
+    def _chance(self) -> float:
+        """Return what always naming the most frequent class of the test records reaches."""
+        labels = [x for e in self.test.sites.values() for x in e.labels if x != UNSEEN]
+        total = sum(len(e.labels) for e in self.test.sites.values())
+        return float(np.bincount(labels).max() / total)
 
     def _data(self) -> dict[str, Any]:
         prepared = self.prepared
@@ -264,10 +266,11 @@ class Results:
 
     def _answer(self, unit: str) -> Metrics:
         """Let the loaded adapter answer test records; keep the first answers for the report."""
-        chosen = self._asked()
-        encoder = TaskEncoder(self.prepared.study.task, self.prepared.model.tokenizer)
         model, task = self.prepared.model, self.prepared.study.task
-        prompts = [encoder.prompt(render(task.text, fields)) for fields, _ in chosen]
+        encoder = TaskEncoder(task, model.tokenizer)
+        chosen = self._asked()
+        encoded = [encoder.encode(fields, place) for fields, place in chosen]
+        prompts = [one.ids[: one.answer_start] for one in encoded]
         answers = model.generate(prompts, task.max_new_tokens)
         self._answers[unit] = answers
         hits = [
@@ -329,7 +332,9 @@ def privacy_document(works: list[Work]) -> dict[str, Any]:
             "further runs on the same patients: with more seeds or a sweep the ε add up",
             "metrics and losses of this simulation, which are exact and stay on this machine",
             "a patient who is in several hospitals: the ε of the hospitals add up",
-            "the public facts: the label list, the rounded sizes, the base model",
+            "the other arms of this run: their adapters have no privacy",
+            "public facts: the base model, the labels and their texts, with the head that starts "
+            "from them, and the sizes, which a simulation takes from the true ones",
         ],
     }
 
@@ -353,15 +358,17 @@ def _seconds(units: list[tuple[Work, list[dict[str, Any]], Metrics, str]]) -> fl
 
 
 def _outside(units: list[tuple[Work, list[dict[str, Any]], Metrics, str]]) -> float:
-    shares = [round["outside_share"] for _, history, _, _ in units for round in history]
-    return float(np.median(shares))
+    """Return the share of the training time outside forward and backward, over all rounds."""
+    rounds = [round for _, history, _, _ in units for round in history]
+    outside = sum(round["outside_share"] * round["training_seconds"] for round in rounds)
+    return float(outside / sum(round["training_seconds"] for round in rounds))
 
 
 def _crossing(points: list[tuple[float, float]], target: float) -> float | None:
-    """Return the first x, on a log scale, where y reaches the target; None if it never does."""
-    points = sorted(points)
+    """Return the least x from 1 on, on a log scale, where y reaches the target; None if none."""
+    points = sorted(point for point in points if point[0] >= 1)
     if points[0][1] >= target:
-        return min(1.0, points[0][0])
+        return points[0][0]
     for (x0, y0), (x1, y1) in pairwise(points):
         if y1 >= target:
             return float(x0 * (x1 / x0) ** ((target - y0) / (y1 - y0)))

@@ -162,9 +162,9 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StorageError(f"{str(path)!r} is damaged: choose another folder") from error
         if digest != self.digest:
-            differs = [key for key in identity if covers.get(key) != identity[key]]
+            differs = _differences(covers, identity)
             raise ConfigError(
-                f"{str(self.path)!r} belongs to another run (its {', '.join(differs)} differ): "
+                f"{str(self.path)!r} belongs to another run (other {', '.join(differs)}): "
                 "choose another --out"
             )
         if not resume:
@@ -172,6 +172,19 @@ class RunFolder:
                 f"{str(self.path)!r} already holds this run: add --resume to go on with it, "
                 "or choose another --out"
             )
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], above: str = "") -> list[str]:
+    """Return the names of what differs, with both values where they are short."""
+    names = []
+    for key, value in wanted.items():
+        other = found.get(key)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            names += _differences(other, value, f"{above}{key} ")
+        elif value != other:
+            short = len(f"{value}{other}") < 40
+            names.append(f"{above}{key} {other!r}, now {value!r}" if short else f"{above}{key}")
+    return names
 
 
 def tensors_digest(tensors: Tensors) -> str:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from huizhen.client.examples import pooled
+from huizhen.client.site import Mechanism, check_delta
 from huizhen.learning.export import export_adapter
-from huizhen.protocol.adapter import Tensors
+from huizhen.protocol.adapter import Shapes, Tensors
 from huizhen.protocol.study import SiteTerms, Study
+from huizhen.server.rounds import Coordinator
 from huizhen.simulations.experiment import Experiment
 from huizhen.simulations.federation import Watcher, Work, run
 from huizhen.simulations.partition import read_sites
@@ -68,6 +70,7 @@ def run_experiment(
     with RunFolder(out, _identity(experiment, study), resume=resume) as folder:
         prepared = prepare(experiment, study, sites, home=home, say=observer.say)
         works = list(plan(prepared))
+        check_plan(works, prepared.model.shapes)
         observer.planned(works)
         results = Results(prepared, TestRecords(prepared.model, prepared.test))
         every = experiment.simulation.evaluate_every
@@ -132,9 +135,31 @@ def arm_study(study: Study, seed: int, *, private: bool) -> Study:
     )
 
 
+def check_plan(works: list[Work], shapes: Shapes) -> None:
+    """Refuse before the first round what would be refused in the middle of the run.
+
+    Raises:
+        HuizhenError: a quorum, strategy, δ or ε that cannot be.
+    """
+    for work in works:
+        Coordinator(work.study, shapes)
+        for name, examples in work.sites.items():
+            check_delta(name, work.study, examples)
+        if work.study.is_private:
+            Mechanism.of(work.study)
+
+
 def _export(prepared: Prepared, work: Work, adapter: Tensors, folder: RunFolder) -> None:
     arm = work.unit.split("-")[0]
-    export_adapter(prepared.model, adapter, lambda name, data: folder.write(f"{arm}/{name}", data))
+
+    def write(name: str, data: bytes) -> None:
+        folder.write(f"{arm}/{name}", data)
+
+    promise = "It was trained without differential privacy: it may reveal its patients."
+    if work.study.is_private:
+        terms = work.study.privacy
+        promise = f"Per {terms.unit} and site: ε = {terms.epsilon:g}, δ = {terms.delta:g}."
+    export_adapter(prepared.model, work.study, adapter, write, promise=promise)
 
 
 def _first_seed(experiment: Experiment) -> int:

@@ -23,22 +23,21 @@ MAX_VALUE = 2.0**20
 
 @dataclass(frozen=True, slots=True)
 class Accumulator:
-    """The sum so far: fixed-point values by name, and the share of the sites in it."""
+    """The sum so far: fixed-point values by name."""
 
     sums: Mapping[str, NDArray[np.int64]]
-    share: float
 
 
 def start() -> Accumulator:
     """Return the empty sum."""
-    return Accumulator({}, 0.0)
+    return Accumulator({})
 
 
 def add(accumulator: Accumulator, update: Tensors, share: float) -> Accumulator:
-    """Return the sum with one more update; the arrays of ``accumulator`` are used up.
+    """Return the sum with one more update.
 
     Args:
-        accumulator: the sum so far, with the same tensors.
+        accumulator: the sum so far, of the same tensors.
         update: Δ_i of one site.
         share: w_i / Σw over all sites of the study.
 
@@ -63,7 +62,7 @@ def add(accumulator: Accumulator, update: Tensors, share: float) -> Accumulator:
         if accumulator.sums:
             fixed += accumulator.sums[name]
         sums[name] = fixed
-    return Accumulator(sums, accumulator.share + share)
+    return Accumulator(sums)
 
 
 def finish(accumulator: Accumulator, share: float) -> Tensors:

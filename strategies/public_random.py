@@ -6,6 +6,7 @@ a sum of sixteen uniform 16-bit integers, which is exact arithmetic; inner produ
 the same bytes. None of this may ever be used for noise.
 """
 
+import functools
 import hashlib
 import math
 
@@ -26,6 +27,7 @@ def uniform(seed: int, name: str, shape: tuple[int, ...], bound: float) -> Array
     return ((words * 2 + 1 - 2**16) * (bound / 2**16)).astype(np.float32).reshape(shape)
 
 
+@functools.lru_cache(maxsize=4096)
 def orthonormal_rows(seed: int, name: str, shape: tuple[int, int]) -> Array:
     """Return A (r × k) with A·Aᵀ = I, its row space close to uniform among r-dimensional ones.
 
@@ -45,4 +47,5 @@ def orthonormal_rows(seed: int, name: str, shape: tuple[int, int]) -> Array:
                 rows[i] -= math.fsum(rows[i] * rows[j]) * rows[j]
             rows[i] /= math.sqrt(math.fsum(rows[i] * rows[i]))
     found: Array = rows.astype(np.float32)
+    found.flags.writeable = False  # it is shared between calls
     return found

@@ -15,7 +15,10 @@ from huizhen.learning.export import export_adapter
 @pytest.fixture
 def export(tmp_path):
     def export(model, tensors):
-        export_adapter(model, tensors, lambda name, data: (tmp_path / name).write_bytes(data))
+        def write(name, data):
+            (tmp_path / name).write_bytes(data)
+
+        export_adapter(model, model.study, tensors, write, promise="Only a test.")
         return tmp_path
 
     return export

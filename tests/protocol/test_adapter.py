@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from huizhen.protocol.adapter import count, difference, in_order, is_head, shapes_of
+from huizhen.protocol.adapter import difference, in_order, is_head, shapes_of
 
 
 def f32(values):
@@ -39,10 +39,6 @@ def test_an_update_is_after_minus_before_for_what_was_trained():
     before = {"A": f32([5.0]), "B": f32([1.5, -2.0])}
     found = difference({"B": f32([1.0, 0.25])}, before)
     assert {name: array.tolist() for name, array in found.items()} == {"B": [-0.5, 2.25]}
-
-
-def test_count_is_the_number_of_values():
-    assert count({"a": np.zeros((3, 5), np.float32), "b": np.zeros((), np.float32)}) == 16
 
 
 def test_only_names_under_head_belong_to_the_head():

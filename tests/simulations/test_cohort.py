@@ -12,8 +12,8 @@ import pytest
 from scipy.stats import binom
 
 from huizhen.protocol.errors import ConfigError, StorageError
-from huizhen.simulations import cohort
-from huizhen.simulations.cohort import HPO_NOTICE, make_cohort, write_cohort
+from huizhen.simulations import cohort, hpo
+from huizhen.simulations.cohort import make_cohort, write_cohort
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def records():
 
 @pytest.fixture(scope="module")
 def diseases():
-    return {d.id: d for d in cohort.read_diseases()}
+    return {d.id: d for d in hpo.read_diseases()}
 
 
 def patients_of(records, key):
@@ -103,7 +103,7 @@ def test_hospitals_are_skewed_in_diseases_and_every_disease_can_be_learnt(record
 
 
 def test_every_record_is_well_formed(records):
-    names = cohort.read_ontology().names
+    names = hpo.read_ontology().names
     visits = defaultdict(list)
     for r in records:
         visits[r["patient"]].append(r)
@@ -156,7 +156,7 @@ def test_noise_and_general_terms_are_as_frequent_as_stated(diseases):
     noted = general = foreign = 0
     for r in rows:
         own = set(diseases[r["disease"]].frequencies)
-        above = {p for t in own for p in cohort.read_ontology().parents[t]} - own
+        above = {p for t in own for p in hpo.read_ontology().parents[t]} - own
         noted += len(r["terms"])
         general += sum(t in above for t in r["terms"])
         foreign += sum(t not in own | above for t in r["terms"])
@@ -185,7 +185,7 @@ def test_a_visit_notes_only_a_few(records):
     ],
 )
 def test_annotations_become_a_frequency(annotations, share):
-    assert cohort.frequency_of(annotations) == (None if share is None else pytest.approx(share))
+    assert hpo.frequency_of(annotations) == (None if share is None else pytest.approx(share))
 
 
 def test_known_annotations_are_read_from_the_file(diseases):
@@ -227,5 +227,5 @@ def test_impossible_cohorts_are_refused(kwargs, message):
 
 
 def test_the_notice_names_the_ontology_and_the_release_in_the_file():
-    assert "Human Phenotype Ontology" in HPO_NOTICE
-    assert "2025-01-16" in HPO_NOTICE
+    assert "Human Phenotype Ontology" in hpo.HPO_NOTICE
+    assert "2025-01-16" in hpo.HPO_NOTICE

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from huizhen.protocol.errors import ConfigError, StorageError
 from huizhen.simulations import report
+from huizhen.simulations.verdict import verdict
 
 SITES = [f"hospital-{c}" for c in "abcdef"]
 
@@ -245,14 +246,14 @@ def test_the_terminal_table_has_the_same_numbers(results):
 
 
 def test_the_verdict_is_computed(results):
-    assert report.verdict(results) == (
+    assert verdict(results) == (
         "Training together beat every hospital alone: together 0.742, best single hospital 0.544, "
         "all records pooled 0.764; with ε = 7.95, 0.212 (top-1)."
     )
     results["arms"]["federated"]["metrics"]["top1"] = 0.55  # above 0.5437, within the spread
-    assert "no better than the best" in report.verdict(results)
+    assert "no better than the best" in verdict(results)
     results["arms"]["federated"]["metrics"]["top1"] = 0.5
-    assert "did not reach" in report.verdict(results)
+    assert "did not reach" in verdict(results)
 
 
 def test_one_seed_has_no_spread(results, tmp_path):
@@ -281,9 +282,9 @@ def test_of_a_loss_the_lower_is_better(instruction):
     for arm in instruction["arms"].values():
         del arm["metrics"]["exact_match"]
     del instruction["arms"]["local"]["sites"]["a"]["metrics"]["exact_match"]
-    assert report.verdict(instruction).startswith("Training together beat every hospital alone")
+    assert verdict(instruction).startswith("Training together beat every hospital alone")
     instruction["arms"]["federated"]["metrics"]["loss"] = 1.2  # against 1.1 alone
-    assert "did not reach" in report.verdict(instruction)
+    assert "did not reach" in verdict(instruction)
 
 
 def test_an_instruction_task_shows_its_samples(instruction, tmp_path):
@@ -303,7 +304,7 @@ def test_hospitals_and_rounds_fall_back_to_the_metric_they_have(instruction, tmp
     assert text.count("loss (lower is better)") == 2  # the axis of either figure
     for entry in (*arms.values(), arms["local"]["sites"]["a"]):
         entry["metrics"]["exact_match"] = 0.0
-    assert "lower is better" in report.verdict(instruction)
+    assert "lower is better" in verdict(instruction)
 
 
 def test_synthetic_patients_are_called_so(results, tmp_path):
@@ -338,7 +339,7 @@ def test_values_that_are_not_finite_are_dashes(results, tmp_path):
     results["sweep"].append({"epsilon": None, "metrics": metrics(0.7)})
     rows = {r[0]: r[1:] for r in Page(render(results, tmp_path)).rows}
     assert rows["together, private"][0] == "–"
-    assert "nan" not in report.verdict(results)
+    assert "nan" not in verdict(results)
 
 
 def test_the_same_results_give_the_same_bytes(results, tmp_path):

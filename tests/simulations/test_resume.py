@@ -145,7 +145,8 @@ def test_a_resumed_run_does_not_do_a_stored_round_again(
     assert main(arguments) == 130
     stopped = capsys.readouterr().err
     assert "stopped; every closed round is saved" in stopped
-    assert f"huizhen simulate {experiment} --out {tmp_path / 'run'} --resume" in stopped
+    again = f"huizhen simulate {experiment} --out {tmp_path / 'run'} --home {home} --resume"
+    assert again in stopped
     assert main([*arguments, "--resume"]) == 0
     expected = [(u, r) for u in ("pooled-1", "federated-1", "pooled-2", "federated-2")
                 for r in range(1, ROUNDS + 1)]  # fmt: skip
@@ -168,7 +169,8 @@ def test_ctrl_c_saves_and_says_how_to_resume(experiment, home, tmp_path):
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in stderr
-    assert f"--out {out} --resume" in stderr.splitlines()[-1]
+    hint = stderr.splitlines()[-1]
+    assert f"--out {out} --threads 1 --home {home} --resume" in hint
     assert stdout == ""
     assert saved(out)[0] >= 1
     assert not [path for path in (out / "state").iterdir() if path.suffix != ".safetensors"]

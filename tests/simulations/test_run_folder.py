@@ -49,9 +49,9 @@ def test_the_last_saved_round_counts(open_folder):
 
 def test_a_folder_of_another_run_is_refused_with_what_differs(open_folder):
     open_folder().__exit__(None, None, None)
-    with pytest.raises(ConfigError, match=r"belongs to another run \(its study differ\)"):
+    with pytest.raises(ConfigError, match=r"belongs to another run \(other study 's', now 't'\)"):
         open_folder({"study": "t", "data": "d"})
-    with pytest.raises(ConfigError, match=r"its study, data"):
+    with pytest.raises(ConfigError, match=r"other study 's', now 't', data 'd', now 'e'"):
         open_folder({"study": "t", "data": "e"}, resume=False)
     open_folder().__exit__(None, None, None)  # and it was left as it was
 
