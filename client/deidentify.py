@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from huizhen.client.governance import Admitted
+from huizhen.protocol.errors import GovernanceError
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,26 +33,33 @@ class Deidentified:
 
     site: str
     records: tuple[CleanRecord, ...]
-    patients: int
-    fields_kept: tuple[str, ...]
     fields_dropped: tuple[str, ...]
 
 
-def deidentify(admitted: Admitted, allowed: tuple[str, ...]) -> Deidentified:
-    """Return the records with the allowed fields alone.
+def deidentify(admitted: Admitted, wanted: tuple[str, ...]) -> Deidentified:
+    """Return the records with the wanted fields alone.
 
     Args:
         admitted: what governance let pass.
-        allowed: the fields that the study's task reads.
+        wanted: the fields that the study's task reads.
+
+    Raises:
+        GovernanceError: the site's policy does not allow a wanted field.
     """
+    policy = admitted.policy
+    for name in wanted:
+        listed = policy.allowed_fields is None or name in policy.allowed_fields
+        if not listed or name in policy.withheld_fields:
+            raise GovernanceError(
+                f"[task] reads the field {name!r}, the policy of site {policy.site!r} does not let "
+                "it: take it out of the task"
+            )
     numbers: dict[str, int] = {}
     dropped: set[str] = set()
     records = []
     for record in admitted.records:
         number = numbers.setdefault(record.patient, len(numbers))
-        kept = {name: record.fields[name] for name in allowed if name in record.fields}
-        dropped |= record.fields.keys() - set(allowed)
+        kept = {name: record.fields[name] for name in wanted if name in record.fields}
+        dropped |= record.fields.keys() - set(wanted)
         records.append(CleanRecord(number, kept, record.place))
-    return Deidentified(
-        admitted.site, tuple(records), len(numbers), allowed, tuple(sorted(dropped))
-    )
+    return Deidentified(policy.site, tuple(records), tuple(sorted(dropped)))

@@ -14,16 +14,18 @@ class SitePolicy:
     site: str
     minimum_patients: int = 2
     # with fewer, what leaves says too much about each, whatever the noise
+    allowed_fields: tuple[str, ...] | None = None
+    # what a task may read; None for any but the withheld ones
+    withheld_fields: tuple[str, ...] = ()
+    # what no task may read: the patient's id among them
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """Records that governance let pass, and why; only ``admit`` makes it."""
+    """Records that governance let pass, and its rules; only ``admit`` makes it."""
 
-    site: str
+    policy: SitePolicy
     records: tuple[Record, ...]
-    patients: int
-    reasons: tuple[str, ...]
 
 
 def admit(records: Sequence[Record], policy: SitePolicy) -> Admitted:
@@ -39,9 +41,4 @@ def admit(records: Sequence[Record], policy: SitePolicy) -> Admitted:
             f"site {policy.site!r} has {patients} training {noun}, at least "
             f"{policy.minimum_patients} are needed: leave it out or merge it with another"
         )
-    return Admitted(
-        policy.site,
-        tuple(records),
-        patients,
-        (f"{patients} patients, at least {policy.minimum_patients} demanded",),
-    )
+    return Admitted(policy, tuple(records))

@@ -80,6 +80,8 @@ class SimulationTerms:
     engine: Literal["inprocess"] = "inprocess"
     minimum_patients: int = 2
     # what every made-up site's policy demands of its own training data
+    allowed_fields: tuple[str, ...] | None = None
+    # what every made-up site's policy lets a task read; any but the patient's id when absent
     evaluate_every: int = 1
     # rounds between two looks at the test records; the last round is always looked at
     sweep_epsilon: tuple[float, ...] = ()

@@ -1,6 +1,6 @@
 """From an experiment file to everything a run needs: sites, base model, study, examples."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,7 @@ import numpy as np
 
 from huizhen.client.deidentify import deidentify
 from huizhen.client.examples import Examples, make_examples
-from huizhen.client.governance import Admitted, SitePolicy, admit
-from huizhen.client.records import Record
+from huizhen.client.governance import SitePolicy, admit
 from huizhen.client.site import check_delta
 from huizhen.learning.bases import resolve
 from huizhen.learning.model import AdaptedModel
@@ -18,7 +17,7 @@ from huizhen.learning.tasks import UNSEEN, TaskEncoder, fields_read
 from huizhen.learning.template import nearest
 from huizhen.protocol.errors import ConfigError, GovernanceError
 from huizhen.protocol.study import SiteTerms, Study
-from huizhen.simulations.experiment import Experiment
+from huizhen.simulations.experiment import Experiment, SimulationTerms
 from huizhen.simulations.partition import SiteRecords
 
 Say = Callable[[str], None]
@@ -96,19 +95,23 @@ def prepare(
     """
     minimum = experiment.simulation.minimum_patients
     admitted = {
-        name: admit(site.train, SitePolicy(site=name, minimum_patients=minimum))
+        name: admit(site.train, _policy(name, experiment.simulation, minimum))
         for name, site in sites.items()
     }
     model = AdaptedModel(resolve(study.base.name, home=home), study)
     encoder = TaskEncoder(study.task, model.tokenizer)
     allowed = fields_read(study.task)
-    _check_fields(sites, allowed, experiment.simulation.patient)
-    train, test = {}, {}
+    _check_fields(sites, allowed)
+    train, test, dropped = {}, {}, set[str]()
     for name, site in sites.items():
         count = len(site.train) + len(site.test)
         say(f"reading {count} records of site {name}")
-        train[name] = make_examples(deidentify(admitted[name], allowed), encoder, model)
-        test[name] = make_examples(deidentify(_for_test(name, site.test), allowed), encoder, model)
+        clean = deidentify(admitted[name], allowed)
+        dropped |= set(clean.fields_dropped)
+        train[name] = make_examples(clean, encoder, model)
+        # no minimum applies to the test records of a simulation: they are not trained on
+        kept = admit(site.test, _policy(name, experiment.simulation, 0))
+        test[name] = make_examples(deidentify(kept, allowed), encoder, model)
     known = {name: examples.with_known_labels() for name, examples in train.items()}
     for name, examples in known.items():
         if examples.num_patients < minimum:
@@ -124,7 +127,7 @@ def prepare(
         records=sites,
         train=known,
         test=test,
-        notes=_notes(study, train, test),
+        notes=(*_notes(study, train, test), *_dropped(dropped)),
     )
 
 
@@ -142,12 +145,8 @@ def subset(examples: Examples, share: float, seed: int) -> Examples:
     return examples.take(rows)
 
 
-def _check_fields(sites: Mapping[str, SiteRecords], wanted: Sequence[str], patient: str) -> None:
-    """Refuse a task that reads the patient's id, or a field that no record has."""
-    if patient in wanted:
-        raise GovernanceError(
-            f"[task] reads {patient!r}, the field of the patient's id: no task may"
-        )
+def _check_fields(sites: Mapping[str, SiteRecords], wanted: Sequence[str]) -> None:
+    """Refuse a task that reads a field that no record has."""
     known = {name for site in sites.values() for record in site.train for name in record.fields}
     for name in wanted:
         if name not in known:
@@ -156,9 +155,20 @@ def _check_fields(sites: Mapping[str, SiteRecords], wanted: Sequence[str], patie
             )
 
 
-def _for_test(site: str, records: tuple[Record, ...]) -> Admitted:
-    """Test records of a simulation are not trained on: no minimum applies to them."""
-    return admit(records, SitePolicy(site=site, minimum_patients=0))
+def _dropped(names: Set[str]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    return (f"De-identification dropped the fields {', '.join(sorted(names))}.",)
+
+
+def _policy(site: str, terms: SimulationTerms, minimum: int) -> SitePolicy:
+    """Return a made-up site's policy."""
+    return SitePolicy(
+        site=site,
+        minimum_patients=minimum,
+        allowed_fields=terms.allowed_fields,
+        withheld_fields=(terms.patient,),
+    )
 
 
 def _labels(sites: Mapping[str, SiteRecords], field: str) -> tuple[str, ...]:

@@ -1,17 +1,20 @@
 """Only allowed fields survive, and a patient becomes a number."""
 
+import pytest
+
 from huizhen.client.deidentify import deidentify
 from huizhen.client.governance import SitePolicy, admit
 from huizhen.client.records import Record
+from huizhen.protocol.errors import GovernanceError
 
 
-def clean(allowed=("text",)):
+def clean(wanted=("text",), **policy):
     records = [
         Record("SECRET-b", {"text": "one", "id": "SECRET-b", "phone": "SECRET"}, "a:1"),
         Record("SECRET-a", {"text": "two", "id": "SECRET-a"}, "a:2"),
         Record("SECRET-b", {"id": "SECRET-b"}, "a:3"),
     ]
-    return deidentify(admit(records, SitePolicy(site="A")), allowed)
+    return deidentify(admit(records, SitePolicy(site="A", **policy)), wanted)
 
 
 def test_only_allowed_fields_survive():
@@ -21,15 +24,26 @@ def test_only_allowed_fields_survive():
         {"text": "two"},
         {},
     ]
-    assert found.fields_kept == ("text",)
     assert found.fields_dropped == ("id", "phone")
 
 
 def test_patients_become_numbers_in_the_order_of_their_first_record():
     found = clean()
     assert [record.patient for record in found.records] == [0, 1, 0]
-    assert found.patients == 2
     assert [record.place for record in found.records] == ["a:1", "a:2", "a:3"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "wanted"),
+    [
+        ({"allowed_fields": ("text",)}, ("text", "phone")),
+        ({"withheld_fields": ("id",)}, ("id",)),
+        ({"allowed_fields": ("id",), "withheld_fields": ("id",)}, ("id",)),
+    ],
+)
+def test_a_task_that_reads_more_than_the_policy_lets_it_is_refused(policy, wanted):
+    with pytest.raises(GovernanceError, match=rf"reads the field '{wanted[-1]}'.*site 'A'"):
+        clean(wanted, **policy)
 
 
 def test_nothing_of_a_record_shows():

@@ -11,11 +11,11 @@ def records(*patients):
     return [Record(patient, {"text": "SECRET"}, f"a:{i}") for i, patient in enumerate(patients)]
 
 
-def test_enough_patients_are_admitted_with_the_reason():
-    admitted = admit(records("p", "q", "p"), SitePolicy(site="A", minimum_patients=2))
-    assert admitted.patients == 2
+def test_enough_patients_are_admitted_with_the_policy():
+    policy = SitePolicy(site="A", minimum_patients=2)
+    admitted = admit(records("p", "q", "p"), policy)
     assert len(admitted.records) == 3
-    assert admitted.reasons == ("2 patients, at least 2 demanded",)
+    assert admitted.policy is policy
 
 
 @pytest.mark.parametrize("patients", [(), ("p",), ("p", "p", "p")])

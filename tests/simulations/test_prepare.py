@@ -11,6 +11,8 @@ from huizhen.simulations.experiment import load_experiment
 from huizhen.simulations.partition import read_sites
 from huizhen.simulations.prepare import complete_study, prepare, round_two_digits, subset
 
+DROPPED = "De-identification dropped the fields hospital, id, split."
+
 
 @pytest.fixture
 def prepared(experiment_file, home):
@@ -50,7 +52,7 @@ def test_the_study_is_completed_from_data_and_base(prepared, tiny):
     assert len(found.train["North"].ids) == len(found.records["North"].train)
     assert found.train["North"].num_patients == 9
     assert found.test["South"].num_patients == 3
-    assert found.notes == ()
+    assert found.notes == (DROPPED,)
 
 
 def test_labels_come_from_the_training_records_alone(prepared, cohort):
@@ -62,6 +64,7 @@ def test_labels_come_from_the_training_records_alone(prepared, cohort):
     assert "plague" not in found.study.task.labels
     assert found.notes == (
         "2 test records have a label that no site trained: each counts as an error.",
+        DROPPED,
     )
     assert sum(label == -1 for label in found.test["North"].labels) == 2
 
@@ -72,6 +75,7 @@ def test_cut_texts_are_counted(prepared, cohort):
         one["text"] = "fever " * 30
     assert prepared(records=records).notes == (
         f"3 of {len(records)} texts were longer than max_tokens = 48 and cut.",
+        DROPPED,
     )
 
 
