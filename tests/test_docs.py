@@ -159,4 +159,4 @@ def test_command_lines_are_found_with_their_arguments():
 
 
 def test_no_page_holds_a_place_for_a_figure_that_was_never_filled():
-    assert [page.name for page in PAGES if "@@" in page.read_text(encoding="utf-8")] == []
+    assert [page.name for page in PAGES if "@@" in (ROOT / page).read_text(encoding="utf-8")] == []
