@@ -203,7 +203,7 @@ def sweep_figure(
             markersize=6,
         )  # fmt: skip
         axes.set_xscale("log")
-        _ticks(axes, epsilons, [f"{e:g}" for e in epsilons])
+        _ticks(axes, epsilons, [f"{e:.3g}" for e in epsilons])
         axes.grid(axis="y")
         axes.set_xlabel("ε per hospital (log scale)")
         axes.set_ylabel(label)
@@ -232,7 +232,7 @@ def _patients_axis(axes: Axes, points: Sequence[SweepPoint]) -> None:
     upper = axes.twiny()
     upper.set_xscale("log")
     upper.set_xlim(axes.get_xlim())
-    _ticks(upper, [e for e, _ in known], [f"{m:.3g}×" for _, m in known])
+    _ticks(upper, [e for e, _ in known], [f"{m:.2g}×" for _, m in known])
     for side in ("left", "right", "bottom", "top"):
         upper.spines[side].set_visible(False)
     reference = [e for e, m in known if abs(m - 1) < 1e-9]

@@ -166,6 +166,7 @@ class Results:
     def _sweep(self, prefix: str) -> list[dict[str, Any]]:
         if not (units := self._units(prefix)):
             return []
+        units = [*units, *self._units("federated_dp")[:1]]  # the study itself is a point too
         sigma = self._mechanism().noise_multiplier
         points = []
         for work, _, metrics, _ in units:
@@ -196,8 +197,7 @@ class Results:
             return {}
         reached = arms["federated_dp"]["per_seed"][0]["metrics"]["top1"]
         target = arms["federated"]["per_seed"][0]["metrics"]["top1"] - _CLOSE_ENOUGH
-        points = [(1.0, reached)]
-        points += [(p["times_patients"], p["metrics"]["top1"]) for p in sweep]
+        points = [(p["times_patients"], p["metrics"]["top1"]) for p in sweep]
         times = _crossing(points, target)
         epsilon, most = self.prepared.study.privacy.epsilon, max(x for x, _ in points)
         now = f"At ε = {epsilon:g} top-1 is {reached:.3f}"

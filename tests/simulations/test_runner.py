@@ -146,12 +146,17 @@ def test_a_finished_run_is_not_done_again(start, monkeypatch):
 
 
 def test_a_sweep_gives_points_of_more_epsilon_and_of_fewer_patients(start):
-    lines = 'arms = ["federated_dp"]\nsweep_epsilon = [8.0]\nsweep_patients = [0.5]'
+    lines = 'arms = ["federated_dp"]\nsweep_epsilon = [2.0]\nsweep_patients = [0.5]'
     _, results = start(('site = "hospital"', f'site = "hospital"\n{lines}'))
-    assert [point["epsilon"] for point in results["sweep"]] == pytest.approx([8.0], rel=0.02)
-    fewer = results["sweep_patients"]
-    assert [point["patients"] for point in fewer] == [8]
-    assert fewer[0]["sigma"] == results["sweep"][0]["sigma"]
+    sweep, fewer = results["sweep"], results["sweep_patients"]
+    assert [point["epsilon"] for point in sweep] == pytest.approx([2.0, 8.0], rel=0.02)
+    assert sweep[0]["sigma"] > sweep[1]["sigma"]
+    assert [point["times_patients"] for point in sweep] == [pytest.approx(0.3, abs=0.2), 1.0]
+    assert [point["patients"] for point in fewer] == [
+        8,
+        18,
+    ]  # of nine patients at each of two sites
+    assert fewer[0]["sigma"] == fewer[1]["sigma"] == sweep[1]["sigma"]
 
 
 def test_a_refused_update_stops_the_round(start, monkeypatch):
