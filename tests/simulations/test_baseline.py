@@ -8,7 +8,8 @@ import pytest
 from huizhen.protocol.errors import ConfigError
 from huizhen.simulations.baseline import tfidf_baseline, with_ancestors
 
-REFERENCE = Path("/work/shared/data/rare_disease_fed6/rare_disease_fed6.jsonl")
+SHARED = Path(__file__).resolve().parents[3] / "shared"  # beside the checkout
+REFERENCE = SHARED / "data" / "rare_disease_fed6" / "rare_disease_fed6.jsonl"
 
 # Two words tell two labels apart; site "b" has never seen "gout".
 TEXTS = ["seizure coma", "seizure", "toe pain", "toe", "seizure coma", "coma seizure"]
