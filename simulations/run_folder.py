@@ -27,6 +27,7 @@ from huizhen.protocol.errors import ConfigError, StorageError
 from huizhen.strategies.base import StrategyState
 
 SCHEMA = 1
+_SHOWN = 3  # differences that an error names
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +164,8 @@ class RunFolder:
             raise StorageError(f"{str(path)!r} is damaged: choose another folder") from error
         if digest != self.digest:
             differs = _differences(covers, identity)
+            if len(differs) > _SHOWN:
+                differs = [*differs[:_SHOWN], f"{len(differs) - _SHOWN} more"]
             raise ConfigError(
                 f"{str(self.path)!r} belongs to another run (other {', '.join(differs)}): "
                 "choose another --out"

@@ -175,10 +175,9 @@ def _safe(name: str) -> str:
 
 def _identity(experiment: Experiment, study: Study) -> dict[str, Any]:
     """Return everything that changes the results; the run digest is over it."""
-    sections = {k: v for k, v in experiment.sections.items() if k == "simulation"}
     return {
         "study": study.digest(),
-        "simulation": _plain(sections),
+        "simulation": _plain(experiment.sections["simulation"]),
         "data": file_digest(Path(experiment.simulation.data)),
         "environment": environment(),
     }
