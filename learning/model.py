@@ -6,6 +6,7 @@ computed once per record (``prefix``) and only the layers above run in training.
 """
 
 import contextlib
+import functools
 import math
 import time
 import warnings
@@ -126,18 +127,22 @@ class AdaptedModel:
                 first[name] = uniform(seed, name, shape, 1 / math.sqrt(shape[1]))
             else:
                 first[name] = np.zeros(shape, np.float32)
-        texts = self.study.task.label_texts
-        if texts:
-            self.load(first)
-            ids = [np.asarray(self.tokenizer(text)["input_ids"]) for text in texts]
-            rows = [torch.from_numpy(row[: self.study.task.max_tokens]) for row in ids]
-            with torch.no_grad():
-                pooled = [
-                    self._pool(self._features(b.inputs, b.mask), b.mask) for b in _singles(rows)
-                ]
-                weight = F.normalize(torch.cat(pooled), dim=1)
-                first["head.weight"] = (weight - weight.mean(dim=0)).numpy().copy()
+        if self.study.task.label_texts:
+            first["head.weight"] = self._head_from_texts.copy()
         return first
+
+    @functools.cached_property
+    def _head_from_texts(self) -> np.ndarray[Any, Any]:
+        """The bare base's view of the label texts, the same for every seed: B = 0 hides A."""
+        self.load(
+            {n: np.zeros(s, np.float32) for n, s in self.shapes.items() if n.endswith(".lora_B")}
+        )
+        ids = [np.asarray(self.tokenizer(t)["input_ids"]) for t in self.study.task.label_texts]
+        rows = [torch.from_numpy(row[: self.study.task.max_tokens]) for row in ids]
+        with torch.no_grad():
+            pooled = [self._pool(self._features(b.inputs, b.mask), b.mask) for b in _singles(rows)]
+            weight = F.normalize(torch.cat(pooled), dim=1)
+        return (weight - weight.mean(dim=0)).numpy()
 
     def prefix(self, ids: Sequence[Tensor]) -> list[Tensor]:
         """Return what the frozen layers give for each record, (T_i, H); ids when there are none."""

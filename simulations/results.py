@@ -105,8 +105,8 @@ class Results:
             document["sweep_patients"] = fewer
         if self._answers:
             document["samples"] = self._samples()
-        private = [work for work, *_ in self._done if work.study.is_private]
-        if private:
+        private = next((work for work, *_ in self._done if work.study.is_private), None)
+        if private is not None:
             document["privacy"] = privacy_document(private)
         return document
 
@@ -305,9 +305,8 @@ class Results:
         ]
 
 
-def privacy_document(works: list[Work]) -> dict[str, Any]:
-    """Return what is promised to each patient and what it rests on: the first private study."""
-    work = next(work for work in works if work.study.is_private)
+def privacy_document(work: Work) -> dict[str, Any]:
+    """Return what is promised to each patient and what it rests on, for a private study."""
     study, mechanism = work.study, Mechanism.of(work.study)
     terms, rounds = study.privacy, study.rounds.count
     spent = mechanism.epsilon_after(rounds)

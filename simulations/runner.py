@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from huizhen.client.examples import pooled
-from huizhen.client.site import Mechanism, check_delta
+from huizhen.client.site import Mechanism
 from huizhen.learning.export import export_adapter
 from huizhen.protocol.adapter import Shapes, Tensors
 from huizhen.protocol.study import SiteTerms, Study
@@ -26,7 +26,7 @@ from huizhen.simulations.prepare import (
     subset,
 )
 from huizhen.simulations.provenance import environment, file_digest
-from huizhen.simulations.results import Results, TestRecords, privacy_document
+from huizhen.simulations.results import Results, TestRecords
 from huizhen.simulations.run_folder import RunFolder
 
 POOLED = "pooled"
@@ -89,8 +89,8 @@ def run_experiment(
                 _export(prepared, work, adapter, folder)
         document = results.document(command=command)
         folder.write_json("results.json", document)
-        if any(work.study.is_private for work in works):
-            folder.write_json("privacy.json", privacy_document(works))
+        if "privacy" in document:
+            folder.write_json("privacy.json", document["privacy"])
         return document
 
 
@@ -139,12 +139,10 @@ def check_plan(works: list[Work], shapes: Shapes) -> None:
     """Refuse before the first round what would be refused in the middle of the run.
 
     Raises:
-        HuizhenError: a quorum, strategy, δ or ε that cannot be.
+        HuizhenError: a quorum, strategy or ε that cannot be; ``prepare`` has refused a wrong δ.
     """
     for work in works:
         Coordinator(work.study, shapes)
-        for name, examples in work.sites.items():
-            check_delta(name, work.study, examples)
         if work.study.is_private:
             Mechanism.of(work.study)
 
