@@ -12,163 +12,142 @@ anew in each step.
 
 ``clip`` is g · min(1, C/‖g‖), or AUTO-S, g / (‖g‖ + 0.01) (Bu et al. 2023, Algorithm 1). Adding or
 removing one patient moves the sum by at most C: the denominator, the number of steps and the
-learning rate are public. Shape suffixes: R records, U patients.
+learning rate are public. Shape suffix: U patients.
 
-Departure: per-record gradients come from Opacus' hooks; its sampler, noise and accountant are not
-    used.
+Floating point: clipping aims at 0.999 C, which leaves room for rounding. Norms add up 8,192 squares
+at a time in float32 (relative error about 2⁻¹²), the rest in float64. So does the sum: over N
+patients its rounding, which depends on all of them, stays under N² · 2⁻⁵² C, for N up to a million.
+The noisy sum is rounded to a grid of about σC · 2⁻²⁰ before anything else sees it, so that no
+low-order bit of a float tells which sum it came from (Mironov 2012,
+https://doi.org/10.1145/2382196.2382264). The rounding inside a base model's own forward pass is
+outside this argument.
 """
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Literal
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from huizhen.client.examples import Examples
-from huizhen.client.randomness import choose, normals, poisson_sample
-from huizhen.learning.batching import sorted_batches
-from huizhen.learning.model import AdaptedModel
+from huizhen.client.randomness import NoiseSource, choose, poisson_sample
 from huizhen.protocol.errors import PrivacyError
 
 AUTO_S_GAMMA = 0.01
-_MICROBATCH_TOKENS = 2048  # bounds memory; the sum over microbatches does not depend on it
+_MARGIN = 0.999  # of C, what clipping aims at
+_NORM_BLOCK = 8192  # squares added up in float32; longer sums lose more than the margin
+_GRID_BITS = 20  # the noise's standard deviation over the grid's step, in powers of two
+
+ClipNorm = float | Literal["auto"]
 
 
-@contextmanager
-def per_record_gradients(
-    model: AdaptedModel, parameters: Mapping[str, nn.Parameter]
-) -> Iterator[None]:
-    """Let every backward pass leave per-record gradients, (R, *shape), in ``grad_sample``.
+@dataclass(frozen=True, slots=True)
+class PatientBatch:
+    """Some patients' gradients, before clipping."""
 
-    Raises:
-        PrivacyError: a trained module is of a kind whose records cannot be told apart.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # full backward hooks on inputs without gradient
-        from opacus.grad_sample import GradSampleModule
+    gradients: dict[str, Tensor]
+    # (U, *shape) of each trained tensor
+    losses: list[float]
+    # of the records behind them, for the site's own eyes
 
-        try:
-            hooked = GradSampleModule(model.module, loss_reduction="sum")
-        except NotImplementedError as error:
-            raise PrivacyError(f"per-patient gradients are not possible here: {error}") from error
-        trained = [
-            module
-            for module in model.module.modules()
-            if any(p is q for p in module.parameters(recurse=False) for q in parameters.values())
-        ]
-        for module in trained:
-            module.train()  # linear layers behave alike in both modes; the hooks ask for this one
-        try:
-            yield
-        finally:
-            hooked.to_standard_module()
-            for module in trained:
-                module.eval()
+
+class PatientGradients(Protocol):
+    """Where the gradients of a step come from."""
+
+    @property
+    def num_patients(self) -> int:
+        """How many patients there are to sample from."""
+
+    def microbatches(self, chosen: NDArray[np.intp]) -> Iterator[PatientBatch]:
+        """Yield the gradients of the patients at ``chosen``, each patient exactly once."""
 
 
 def private_gradient(
-    model: AdaptedModel,
-    parameters: Mapping[str, nn.Parameter],
-    examples: Examples,
-    records_of: Sequence[NDArray[np.intp]],
+    source: PatientGradients,
+    shapes: Mapping[str, tuple[int, ...]],
     *,
     sampling_rate: float,
-    max_grad_norm: float | Literal["auto"],
+    max_grad_norm: ClipNorm,
     noise_multiplier: float,
-    records_per_patient: int,
     denominator: float,
+    noise: NoiseSource,
+    batch_cap: int | None = None,
 ) -> tuple[dict[str, Tensor], float]:
     """Return g̃ of one step and, for the site's own eyes, the mean loss of the sampled records.
 
-    Must run inside ``per_record_gradients``.
+    A step without any patient is a step: it adds its noise like every other.
 
     Args:
-        model: with the adapter loaded.
-        parameters: the trained tensors by name.
-        examples: the site's records.
-        records_of: the records of each patient.
+        source: the patients' gradients.
+        shapes: of the trained tensors, by name.
         sampling_rate: q.
         max_grad_norm: C, or "auto".
         noise_multiplier: σ.
-        records_per_patient: K.
         denominator: B̄ = q · patients_public.
+        noise: gives as many normals as there are trained numbers.
+        batch_cap: truncated Poisson sampling: the most patients of a step.
 
     Raises:
         PrivacyError: σ is not positive, or a gradient is not finite so that no norm bounds it.
     """
     if not noise_multiplier > 0:
         raise PrivacyError(f"noise multiplier is {noise_multiplier}, expected more than 0")
-    chosen = poisson_sample(len(records_of), sampling_rate)
-    own = [records_of[u][choose(len(records_of[u]), records_per_patient)] for u in chosen]
-    sums, loss = _clipped_sum(model, parameters, examples, own, max_grad_norm)
-    bound = 1.0 if max_grad_norm == "auto" else max_grad_norm
-    noisy = {}
+    chosen = poisson_sample(source.num_patients, sampling_rate)
+    if batch_cap is not None:
+        chosen = chosen[choose(len(chosen), batch_cap)]
+    sums, loss = clipped_sum(source, chosen, shapes, max_grad_norm)
+    deviation = noise_multiplier * (1.0 if max_grad_norm == "auto" else max_grad_norm)
+    step = 2.0 ** (math.floor(math.log2(deviation)) - _GRID_BITS)
+    normals = torch.from_numpy(noise.draw())
+    noisy, begin = {}, 0
     for name, total in sums.items():
-        noise = noise_multiplier * bound * normals(total.numel())
-        noisy[name] = (
-            (total.double() + torch.from_numpy(noise).view(total.shape)) / denominator
-        ).float()
+        own = normals[begin : begin + total.numel()].view(total.shape)
+        begin += total.numel()
+        released = total.add_(own, alpha=deviation).div_(step).round_().mul_(step)
+        noisy[name] = released.div_(denominator).float()
     return noisy, loss
 
 
-def _clipped_sum(
-    model: AdaptedModel,
-    parameters: Mapping[str, nn.Parameter],
-    examples: Examples,
-    own: Sequence[NDArray[np.intp]],
-    max_grad_norm: float | Literal["auto"],
+def clipped_sum(
+    source: PatientGradients,
+    chosen: NDArray[np.intp],
+    shapes: Mapping[str, tuple[int, ...]],
+    max_grad_norm: ClipNorm,
 ) -> tuple[dict[str, Tensor], float]:
-    """Return Σ clip(g_u) over the sampled patients, zero when there are none, and the mean loss."""
-    sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    """Return Σ clip(g_u) over the chosen patients in float64, zero when there are none.
+
+    Also the mean loss of their records. Must not leave the site: it has no noise yet.
+    """
+    sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
     losses: list[float] = []
-    lengths = [sum(len(examples.ids[i]) for i in records) for records in own]
-    for patients in sorted_batches(lengths, _MICROBATCH_TOKENS):
-        rows = np.concatenate([own[u] for u in patients])
-        counts = [len(own[u]) for u in patients]
-        patient_R = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-        weight_R = 1 / torch.tensor(counts, dtype=torch.float32)[patient_R]
-        with model.timed():
-            loss_R, _ = model.losses(examples.batch(rows))
-            loss_R.sum().backward()  # type: ignore[no-untyped-call]  # torch's
-        losses += loss_R.detach().tolist()
-        grads_U = _per_patient(parameters, patient_R, weight_R, len(counts))
-        factor_U = clip_factors(grads_U, max_grad_norm)
-        for name, grad_U in grads_U.items():
-            sums[name] += torch.einsum("u,u...->...", factor_U, grad_U)
-    return sums, float(np.mean(losses)) if losses else float("nan")
+    for batch in source.microbatches(chosen):
+        factors = clip_factors(batch.gradients, max_grad_norm).tolist()
+        for name, grad_U in batch.gradients.items():
+            for factor, grad in zip(factors, grad_U.unbind(), strict=True):
+                sums[name].add_(grad, alpha=factor)  # in float64: its rounding couples patients
+        losses += batch.losses
+    return sums, float(np.mean(losses)) if losses else math.nan
 
 
-def _per_patient(
-    parameters: Mapping[str, nn.Parameter], patient_R: Tensor, weight_R: Tensor, patients: int
-) -> dict[str, Tensor]:
-    """Return each patient's mean gradient, (U, *shape), and clear the per-record ones."""
-    grads_U = {}
-    for name, parameter in parameters.items():
-        grad_R = getattr(parameter, "grad_sample", None)
-        if grad_R is None or len(grad_R) != len(patient_R):
-            raise PrivacyError(f"tensor {name!r} has no gradient per record: it cannot be trained")
-        shaped = weight_R.view(-1, *[1] * (grad_R.dim() - 1)) * grad_R
-        total = torch.zeros(patients, *grad_R.shape[1:])
-        grads_U[name] = total.index_add_(0, patient_R, shaped)
-        parameter.grad_sample = None  # type: ignore[attr-defined]
-        parameter.grad = None
-    return grads_U
-
-
-def clip_factors(grads_U: Mapping[str, Tensor], max_grad_norm: float | Literal["auto"]) -> Tensor:
-    """Return what each patient's gradient is multiplied by, shape (U,), so that no norm exceeds C.
+def clip_factors(grads_U: Mapping[str, Tensor], max_grad_norm: ClipNorm) -> Tensor:
+    """Return what each patient's gradient is multiplied by so that no norm exceeds C, float64 (U,).
 
     Raises:
         PrivacyError: a gradient is not finite.
     """
-    squares = [grad.double().flatten(1).pow(2).sum(dim=1) for grad in grads_U.values()]
-    norm_U = torch.stack(squares).sum(dim=0).sqrt()
+    norms = [
+        torch.linalg.vector_norm(part, dim=1).double()
+        for grad in grads_U.values()
+        for part in torch.split(grad.flatten(1), _NORM_BLOCK, dim=1)
+    ]
+    norm_U = torch.linalg.vector_norm(torch.stack(norms), dim=0)
     if not torch.isfinite(norm_U).all():
         raise PrivacyError("a patient's gradient is not finite, no norm bounds it: lower the rate")
     if max_grad_norm == "auto":
-        return (1 / (norm_U + AUTO_S_GAMMA)).float()
-    return (max_grad_norm / norm_U.clamp(min=max_grad_norm)).float()
+        factor_U = _MARGIN / (norm_U + AUTO_S_GAMMA)
+    else:
+        factor_U = _MARGIN * max_grad_norm / norm_U.clamp(min=_MARGIN * max_grad_norm)
+    return torch.as_tensor(factor_U)

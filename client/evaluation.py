@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from huizhen.client.examples import Examples
 from huizhen.learning.batching import sorted_batches
-from huizhen.learning.model import AdaptedModel
+from huizhen.learning.models import Model
 
 _TOKENS = 4096  # padded tokens in a batch
 
 
-def classify(model: AdaptedModel, examples: Examples) -> NDArray[np.float32]:
+def classify(model: Model, examples: Examples) -> NDArray[np.float32]:
     """Return each record's class scores, (records, labels), with the loaded adapter."""
     labels = len(model.study.task.labels)
     scores = np.zeros((len(examples.ids), labels), dtype=np.float32)
@@ -33,7 +33,7 @@ class TokenLoss:
 
 
 @torch.no_grad()
-def answer_loss(model: AdaptedModel, examples: Examples) -> TokenLoss:
+def answer_loss(model: Model, examples: Examples) -> TokenLoss:
     """Return the loss over the tokens of all answers, with the adapter that is loaded."""
     total, tokens = 0.0, 0
     for indices in sorted_batches(examples.lengths, _TOKENS):

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from huizhen.client.deidentify import Deidentified
-from huizhen.learning.model import AdaptedModel, Batch, pad
-from huizhen.learning.tasks import UNSEEN, TaskEncoder
+from huizhen.learning.model import Batch, pad
+from huizhen.learning.models import Model
+from huizhen.learning.tasks import UNSEEN, Encoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,7 @@ class Examples:
     """One site's records for one study; the lists run over records."""
 
     ids: tuple[Tensor, ...]
-    # token ids, (T_i,) each
+    # token ids, (T_i,) each; of a tabular task the scaled features, (features,)
     inputs: tuple[Tensor, ...]
     # what the trained layers read: outputs of the frozen ones, (T_i, H) each, or the ids
     labels: tuple[int, ...]
@@ -25,7 +26,7 @@ class Examples:
     patients: tuple[int, ...]
     # whose record it is: 0 … number of patients - 1
     cut: int
-    # records whose text was longer than max_tokens
+    # records whose text was longer than max_tokens, or with a feature outside its range
 
     @property
     def num_patients(self) -> int:
@@ -34,7 +35,7 @@ class Examples:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each record."""
+        """Tokens of each record; of a tabular task its features."""
         return [len(row) for row in self.ids]
 
     def records_of(self) -> list[np.ndarray[tuple[int], np.dtype[np.intp]]]:
@@ -68,12 +69,12 @@ class Examples:
         )
 
 
-def make_examples(data: Deidentified, encoder: TaskEncoder, model: AdaptedModel) -> Examples:
-    """Return the records as tokens, with the outputs of the model's frozen layers.
+def make_examples(data: Deidentified, encoder: Encoder, model: Model) -> Examples:
+    """Return the records as the model reads them, with the outputs of its frozen layers.
 
     Raises:
         ConfigError: a record lacks a field of the task.
-        GovernanceError: a text, label or answer is empty.
+        GovernanceError: a text, label or answer is empty, or a feature is no number.
     """
     encoded = [encoder.encode(record.fields, record.place) for record in data.records]
     ids = tuple(torch.from_numpy(one.ids) for one in encoded)

@@ -1,48 +1,20 @@
 """A site's side of a study: an announced adapter comes in, a sealed update goes out."""
 
-from dataclasses import dataclass
-
 from huizhen.client.examples import Examples
+from huizhen.client.ledger import Ledger
+from huizhen.client.model_checks import check_model
 from huizhen.client.outbox import Envelope, send
-from huizhen.client.training import TrainingReport, train_round, units
+from huizhen.client.training import Protection, TrainingReport, train_round, units
 from huizhen.learning.model import AdaptedModel
-from huizhen.protocol.accounting import calibrate, epsilon
 from huizhen.protocol.adapter import Tensors, difference
 from huizhen.protocol.errors import PrivacyError, ProtocolError, WireError
+from huizhen.protocol.mechanism import Mechanism, patients_bound
 from huizhen.protocol.study import Study
 from huizhen.protocol.wire import decode
 from huizhen.strategies.base import Strategy
 from huizhen.strategies.catalogue import make_strategy
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mechanism:
-    """The noise a study asks of each site, fixed before the first round."""
-
-    noise_multiplier: float
-    sampling_rate: float
-    steps_per_round: int
-    delta: float
-
-    @classmethod
-    def of(cls, study: Study) -> "Mechanism":
-        """Return the mechanism that spends the study's ε if every round is run."""
-        terms = study.privacy
-        steps = study.rounds.count * study.rounds.local_steps
-        sigma = calibrate(terms.epsilon, terms.delta, terms.sampling_rate, steps)
-        return cls(
-            noise_multiplier=sigma,
-            sampling_rate=terms.sampling_rate,
-            steps_per_round=study.rounds.local_steps,
-            delta=terms.delta,
-        )
-
-    def epsilon_after(self, rounds: int) -> float:
-        """Return the ε that so many rounds spend."""
-        if rounds == 0:
-            return 0.0
-        steps = rounds * self.steps_per_round
-        return epsilon(self.noise_multiplier, self.sampling_rate, steps, self.delta)
+DEFAULT_MEMORY_MIB = 1024
 
 
 def check_delta(site: str, study: Study, examples: Examples) -> None:
@@ -58,29 +30,71 @@ def check_delta(site: str, study: Study, examples: Examples) -> None:
         )
 
 
+def _check_size(site: str, study: Study, examples: Examples) -> None:
+    """Refuse more patients than a capped step is priced for."""
+    bound = patients_bound(study.sites[site].patients_public)
+    if study.privacy.batch_cap is not None and len(units(examples, study)) > bound:
+        raise PrivacyError(
+            f"site {site!r} has more than {bound} {study.privacy.unit}s, for which "
+            "[privacy] batch_cap is priced: raise its patients_public"
+        )
+
+
 class Site:
     """One hospital in one study. The model may be shared: each round loads what it needs."""
 
     def __init__(
-        self, name: str, study: Study, examples: Examples, model: AdaptedModel, first: Tensors
+        self,
+        name: str,
+        study: Study,
+        examples: Examples,
+        model: AdaptedModel,
+        first: Tensors,
+        *,
+        ledger: Ledger | None = None,
+        memory_mib: int = DEFAULT_MEMORY_MIB,
     ) -> None:
         """Take part in a study.
 
+        Args:
+            name: this site's name in the study.
+            study: what was agreed.
+            examples: the site's records.
+            model: may be shared with other sites.
+            first: the study's first adapter.
+            ledger: of the cohort that the records belong to; a private study needs it.
+            memory_mib: bound on what a private step holds at a time, in MiB.
+
         Raises:
             ProtocolError: the study does not list this site.
-            PrivacyError: δ is not below one over the number of patients, or one step would need
-                more noise than can be had.
+            PrivacyError: δ is not below one over the number of patients, there are more of them
+                than the study's public size allows, or the model cannot be trained privately.
+            BudgetExhaustedError: the ledger's cap does not cover the study's rounds.
         """
         if name not in study.sites:
             raise ProtocolError(f"site {name!r} is not in the study {study.study.name!r}")
         self.name, self.study, self.examples, self.model = name, study, examples, model
         self.digest = study.digest()
+        self._ledger = ledger
         self.strategy: Strategy = make_strategy(study)
         self.adapter: Tensors = self.strategy.init(first).x
         self.mechanism: Mechanism | None = None
+        self._protection: Protection | None = None
         if study.is_private:
+            if ledger is None:
+                raise PrivacyError(f"site {name!r} joins a private study without its ledger")
+            if ledger.unit != study.privacy.unit:
+                raise PrivacyError(
+                    f"ledger of site {name!r} counts by {ledger.unit}, the study by "
+                    f"{study.privacy.unit}: use a ledger of its unit"
+                )
             check_delta(name, study, examples)
+            _check_size(name, study, examples)
             self.mechanism = Mechanism.of(study)
+            model.load(self.adapter)
+            memory = check_model(model, examples, memory_mib)
+            self._protection = Protection(self.mechanism.noise_multiplier, memory)
+            ledger.reserve(self.digest, self.mechanism.per_round, study.rounds.count)
         self._last_round = 0
 
     def answer(self, announcement: bytes, round: int) -> tuple[Envelope, TrainingReport]:
@@ -89,6 +103,7 @@ class Site:
         Raises:
             ProtocolError: the announcement is of another study or round, or not what it must be.
             PrivacyError: the round has been answered before, or is past the study's last.
+            BudgetExhaustedError: the hospital has lowered its cap since.
         """
         if round <= self._last_round or round > self.study.rounds.count:
             raise PrivacyError(
@@ -101,6 +116,8 @@ class Site:
         if (message.kind, message.study, message.round) != ("adapter", self.digest, round):
             raise ProtocolError("announcement is of another study or round: nothing was trained")
         self.model.load({**self.adapter, **message.tensors})
+        if self._ledger is not None and self.study.is_private:
+            self._ledger.charge(self.digest, round)  # on the disk before the first gradient
         report = train_round(
             self.model,
             self.examples,
@@ -108,7 +125,7 @@ class Site:
             site=self.name,
             round=round,
             names=names,
-            noise_multiplier=self.mechanism.noise_multiplier if self.mechanism else None,
+            protection=self._protection,
         )
         update = difference(self.model.read(names), message.tensors)
         try:

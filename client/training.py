@@ -10,12 +10,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from huizhen.client.dp_sgd import per_record_gradients, private_gradient
+from huizhen.client.dp_sgd import private_gradient
 from huizhen.client.examples import Examples
+from huizhen.client.model_checks import Memory
+from huizhen.client.patient_gradients import ModelGradients
+from huizhen.client.per_record import per_record_gradients
+from huizhen.client.randomness import NoiseSource
 from huizhen.learning.batching import shuffled_batches
 from huizhen.learning.model import AdaptedModel
 from huizhen.protocol.adapter import is_head
 from huizhen.protocol.errors import PrivacyError
+from huizhen.protocol.mechanism import Mechanism
 from huizhen.protocol.study import Study
 
 
@@ -30,6 +35,15 @@ class TrainingReport:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Protection:
+    """What a private round needs beside the study."""
+
+    noise_multiplier: float
+    # σ
+    memory: Memory
+
+
 def train_round(
     model: AdaptedModel,
     examples: Examples,
@@ -38,7 +52,7 @@ def train_round(
     site: str,
     round: int,
     names: frozenset[str],
-    noise_multiplier: float | None,
+    protection: Protection | None,
 ) -> TrainingReport:
     """Train the loaded adapter in place for one round.
 
@@ -49,19 +63,25 @@ def train_round(
         site: this site's name in the study.
         round: 1 is the first.
         names: the tensors to train.
-        noise_multiplier: σ; None exactly where the study's unit is ``none``.
+        protection: None exactly where the study's unit is ``none``.
 
     Raises:
-        PrivacyError: the study is private and there is no σ, or a gradient is not finite.
+        PrivacyError: the study is private and there is no protection, or less noise than it asks
+            for, or a gradient is not finite.
     """
     begin = time.perf_counter()
     parameters = model.train_only(names)
     try:
         if study.is_private:
-            if noise_multiplier is None:
+            if protection is None:
                 raise PrivacyError("study is private, training needs its noise multiplier")
+            if protection.noise_multiplier < (least := Mechanism.of(study).noise_multiplier):
+                raise PrivacyError(
+                    f"noise multiplier is {protection.noise_multiplier}, the study's is {least}: "
+                    "nothing was trained"
+                )
             loss, steps, tokens = _private(
-                model, parameters, examples, study, site, round, noise_multiplier
+                model, parameters, examples, study, site, round, protection
             )
         else:
             loss, steps, tokens = _plain(model, parameters, examples, study, site, round)
@@ -112,24 +132,36 @@ def _private(
     study: Study,
     site: str,
     round: int,
-    noise_multiplier: float,
+    protection: Protection,
 ) -> tuple[float, int, int]:
     terms = study.privacy
-    records_of = units(examples, study)
     optimizers = _optimizers(parameters, study, round)
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    size = sum(parameter.numel() for parameter in parameters.values())
     losses = []
-    with per_record_gradients(model, parameters):
+    with (
+        NoiseSource(size, study.rounds.local_steps) as noise,
+        per_record_gradients(model.module, parameters) as recorder,
+    ):
+        source = ModelGradients(
+            model,
+            parameters,
+            examples,
+            units(examples, study),
+            recorder,
+            records_per_patient=terms.records_per_patient,
+            memory=protection.memory,
+        )
         for _ in range(study.rounds.local_steps):
             gradient, loss = private_gradient(
-                model,
-                parameters,
-                examples,
-                records_of,
+                source,
+                shapes,
                 sampling_rate=terms.sampling_rate,
                 max_grad_norm=terms.max_grad_norm,
-                noise_multiplier=noise_multiplier,
-                records_per_patient=terms.records_per_patient,
+                noise_multiplier=protection.noise_multiplier,
                 denominator=terms.sampling_rate * study.sites[site].patients_public,
+                noise=noise,
+                batch_cap=terms.batch_cap,
             )
             for name, parameter in parameters.items():
                 parameter.grad = gradient[name]
@@ -165,9 +197,10 @@ def _optimizers(
         rate = learning_rate(rate, study, round)
         optimizer: torch.optim.Optimizer
         if kind == "adamw":
-            optimizer = torch.optim.AdamW(own, lr=rate, weight_decay=0.0)
+            optimizer = torch.optim.AdamW(own, lr=rate, weight_decay=0.0, fused=True)
         else:
-            optimizer = torch.optim.SGD(own, lr=rate, momentum=0.0 if private else 0.9)
+            momentum = 0.0 if private else 0.9
+            optimizer = torch.optim.SGD(own, lr=rate, momentum=momentum, fused=True)
         made.append(optimizer)
     return made
 

@@ -111,12 +111,15 @@ def verify(name: str, *, home: Path | None = None) -> list[str]:
     return _problems(wanted, place)
 
 
-def load_model(base: Base, *, causal_lm: bool) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load a base in float32, frozen, in evaluation mode, from its own folder only.
+def load_model(
+    base: Base, *, causal_lm: bool, dtype: str = "float32"
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load a base, frozen, in evaluation mode, from its own folder only.
 
     Args:
         base: as ``resolve`` returned it.
         causal_lm: with the language model's head, else hidden states only (without a pooler).
+        dtype: of the weights, "float32" or "bfloat16".
 
     Raises:
         ConfigError: transformers cannot load it, or would have to invent weights.
@@ -134,7 +137,7 @@ def load_model(base: Base, *, causal_lm: bool) -> "tuple[PreTrainedModel, PreTra
                 **local,
                 **_without_pooler(base.folder, causal_lm=causal_lm),
                 use_safetensors=True,
-                dtype=torch.float32,
+                dtype=getattr(torch, dtype),
                 attn_implementation="sdpa",
                 output_loading_info=True,
             )

@@ -3,25 +3,35 @@
 adapter_config.json, adapter_model.safetensors   LoRA, in PEFT's names
 head.safetensors, labels.json                    a classification's head: not PEFT's business
 README.md                                        how to load it
+
+A tabular study has no base and no LoRA; its folder needs nothing but NumPy:
+
+model.safetensors     head.weight, head.bias
+features.json         the features in the order of the weights' columns, their ranges, the classes
+README.md             how to compute a score
 """
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 from peft import LoraConfig
 from safetensors.numpy import save
 
 from huizhen.learning.model import AdaptedModel
+from huizhen.learning.models import Model
+from huizhen.learning.tabular import LinearModel, feature_names
 from huizhen.protocol.adapter import Tensors, in_order, is_head
+from huizhen.protocol.errors import ConfigError
 from huizhen.protocol.study import Study
 
 Write = Callable[[str, bytes], None]
 
 
 def export_adapter(
-    model: AdaptedModel, study: Study, tensors: Tensors, write: Write, *, promise: str
+    model: Model, study: Study, tensors: Tensors, write: Write, *, promise: str
 ) -> None:
-    """Write an adapter's files.
+    """Write an adapter's files, or those of a linear model.
 
     Args:
         model: that it was trained in.
@@ -30,7 +40,18 @@ def export_adapter(
         write: takes a file's name and bytes.
         promise: what holds for the patients behind it, in a sentence.
     """
+    if isinstance(model, LinearModel):
+        _export_linear(model, study, tensors, write, promise)
+    else:
+        _export_lora(model, study, tensors, write, promise)
+
+
+def _export_lora(
+    model: AdaptedModel, study: Study, tensors: Tensors, write: Write, promise: str
+) -> None:
     terms = model.study.adapter
+    if terms is None:
+        raise ConfigError("study has no [adapter]: add the section")
     lora = {
         f"base_model.model.{name}.weight": array
         for name, array in in_order(tensors).items()
@@ -55,7 +76,7 @@ def export_adapter(
         head = {name: array for name, array in in_order(tensors).items() if is_head(name)}
         write("head.safetensors", save(head))
         labels = {"labels": model.study.task.labels, "texts": model.study.task.label_texts}
-        write("labels.json", json.dumps(labels, ensure_ascii=False, indent=1).encode())
+        write("labels.json", _json(labels))
     write("README.md", _readme(model, study, promise).encode())
 
 
@@ -88,3 +109,52 @@ def _readme(model: AdaptedModel, study: Study, promise: str) -> str:
             f"# pooled: {pooling}{scale}",
         ]
     return "\n".join([*lines, "```", ""])
+
+
+def _export_linear(
+    model: LinearModel, study: Study, tensors: Tensors, write: Write, promise: str
+) -> None:
+    task = model.study.task
+    features = [
+        {"name": name, "least": task.features[name][0], "greatest": task.features[name][1]}
+        for name in feature_names(task)
+    ]
+    about = {"features": features, "missing": task.missing, "label": task.label}
+    write("model.safetensors", save(in_order(tensors)))
+    write("features.json", _json({**about, "labels": task.labels}))
+    write("README.md", _linear_readme(model, study, promise).encode())
+
+
+def _linear_readme(model: LinearModel, study: Study, promise: str) -> str:
+    task = model.study.task
+    missing = {"refuse": "no value may be missing", "middle": "0 where the value is missing"}
+    lines = [
+        f"# {study.study.name}",
+        "",
+        "A linear model over numeric fields, trained by a federation of hospitals (Huizhen).",
+        f"Study digest: `{study.digest()}`. {promise}",
+        "",
+        "```python",
+        "import json",
+        "from pathlib import Path",
+        "import numpy as np",
+        "from safetensors.numpy import load_file",
+        "",
+        'tensors = load_file("model.safetensors")',
+        'about = json.loads(Path("features.json").read_text(encoding="utf-8"))',
+        'least = np.array([one["least"] for one in about["features"]])',
+        'greatest = np.array([one["greatest"] for one in about["features"]])',
+        "# values: one per feature, in the order of features.json",
+        "x = 2 * (np.clip(values, least, greatest) - least) / (greatest - least) - 1",
+        f"# {missing[task.missing]}",
+        'scores = tensors["head.weight"] @ x + tensors["head.bias"]',
+    ]
+    if len(task.labels) == 2:
+        lines.append('p = 1 / (1 + np.exp(-scores[0]))  # of about["labels"][1]')
+    else:
+        lines.append('p = np.exp(scores) / np.exp(scores).sum()  # of each of about["labels"]')
+    return "\n".join([*lines, "```", ""])
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, indent=1).encode()

@@ -9,20 +9,20 @@ import contextlib
 import functools
 import math
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
+from torch.utils.checkpoint import checkpoint
 
 from huizhen.learning.bases import Base, load_model
 from huizhen.learning.batching import sorted_batches
+from huizhen.learning.lora import attach, first_adapted_layer, layer_list, looks_causal
 from huizhen.protocol.adapter import Shapes, Tensors, is_head
 from huizhen.protocol.errors import ConfigError
 from huizhen.protocol.study import Study
@@ -63,16 +63,22 @@ class AdaptedModel:
         """
         self.study = study
         self.kind = study.task.kind
-        model, self.tokenizer = load_model(base, causal_lm=self.kind == "instruction")
+        if study.base is None or study.adapter is None:
+            raise ConfigError("study has no [base] or no [adapter]: add the section")
+        causal_lm = self.kind == "instruction"
+        model, self.tokenizer = load_model(base, causal_lm=causal_lm, dtype=study.base.dtype)
         self.base = base
+        model.config.use_cache = False  # a layer that is run again would fill the cache twice
         self._network: Any = model
         self._check_length(model)
-        self._layers = _layer_list(model)
-        self._boundary = self._first_adapted_layer(len(self._layers))
+        self._layers = layer_list(model)
+        self._boundary = first_adapted_layer(study.adapter, len(self._layers))
         self._bypass = False
+        self.checkpointing = False
+        # keep only each layer's input for the backward pass and run the layer again in it
         self.model_seconds = 0.0
-        self.is_causal = self.kind == "instruction" or _looks_causal(model, self.tokenizer)
-        adapted = self._attach(model)
+        self.is_causal = self.kind == "instruction" or looks_causal(model, self.tokenizer)
+        adapted = attach(model, study.adapter)
         self.hidden_size = int(model.config.hidden_size)
         head = nn.Linear(self.hidden_size, max(1, len(study.task.labels)))
         self.module = nn.ModuleDict({"base": adapted})
@@ -81,6 +87,8 @@ class AdaptedModel:
         self.module.eval()  # no dropout: the same record always gives the same gradient
         self.parameters = self._named_parameters()
         self._install_bypass()
+        for layer in self._layers[self._boundary :]:
+            layer.forward = self._checkpointed(layer.forward)
         self._refuse_modules_without_gradient()
         self._refuse_wrong_prefix()
 
@@ -88,6 +96,11 @@ class AdaptedModel:
     def shapes(self) -> Shapes:
         """The shape of each tensor of the adapter, in order."""
         return {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
+
+    @property
+    def adapted_layers(self) -> int:
+        """How many layers have an adapter or lie above one that has."""
+        return len(self._layers) - self._boundary
 
     @property
     def has_prefix(self) -> bool:
@@ -141,7 +154,7 @@ class AdaptedModel:
         rows = [torch.from_numpy(row[: self.study.task.max_tokens]) for row in ids]
         with torch.no_grad():
             pooled = [self._pool(self._features(b.inputs, b.mask), b.mask) for b in _singles(rows)]
-            weight = F.normalize(torch.cat(pooled), dim=1)
+            weight = F.normalize(torch.cat(pooled).float(), dim=1)
         return (weight - weight.mean(dim=0)).numpy()
 
     def prefix(self, ids: Sequence[Tensor]) -> list[Tensor]:
@@ -173,7 +186,8 @@ class AdaptedModel:
         places = torch.arange(batch.mask.shape[1] - 1)[None, :] + 1
         answers = (places >= batch.answer_starts[:, None]) & (batch.mask[:, 1:] > 0)
         rows, columns = answers.nonzero(as_tuple=True)
-        logits = self._network.lm_head(hidden[rows, columns])  # of the answer's tokens alone
+        # of the answer's tokens alone
+        logits = self._network.lm_head(hidden[rows, columns]).float()
         terms = F.cross_entropy(logits, batch.targets[rows, columns + 1], reduction="none")
         counts = answers.sum(dim=1)
         sums = torch.zeros(len(counts)).index_add(0, rows, terms)
@@ -231,7 +245,7 @@ class AdaptedModel:
         return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
 
     def _classify(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        pooled = self._pool(hidden, mask)
+        pooled = self._pool(hidden, mask).float()
         if self.study.task.head == "normalised":
             pooled = self.study.task.head_scale * F.normalize(pooled, dim=1)
         return self.module["head"](pooled)  # type: ignore[no-any-return]
@@ -243,72 +257,6 @@ class AdaptedModel:
                 f"[task] max_tokens is {self.study.task.max_tokens}, the base reads {limit}: "
                 "lower it"
             )
-
-    def _first_adapted_layer(self, layers: int) -> int:
-        wanted = self.study.adapter.layers
-        if wanted is None:
-            return 0
-        if wanted > layers:
-            raise ConfigError(f"[adapter] layers is {wanted}, the base has {layers}")
-        return layers - wanted
-
-    def _attach(self, model: Any) -> nn.Module:
-        terms = self.study.adapter
-        self._check_targets(model)
-        config = LoraConfig(
-            r=terms.rank,
-            lora_alpha=terms.alpha,
-            target_modules=self._targets(model),
-            lora_dropout=0.0,
-            bias="none",
-        )
-        with warnings.catch_warnings():
-            # PEFT 0.21 asks for a name that transformers 5 is about to drop
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-            return get_peft_model(model, config)  # type: ignore[no-any-return]
-
-    def _targets(self, model: Any) -> list[str]:
-        """Return the target modules; where some layers only are adapted, by their full names.
-
-        PEFT's ``layers_to_transform`` finds no layer whose name begins with ``layers.``.
-        """
-        wanted = self.study.adapter.target_modules
-        if self.study.adapter.layers is None:
-            return list(wanted)
-        inside = {id(m) for layer in self._layers[self._boundary :] for m in layer.modules()}
-        found = [
-            name
-            for name, module in model.named_modules()
-            if id(module) in inside and isinstance(module, nn.Linear)
-            if any(name == target or name.endswith(f".{target}") for target in wanted)
-        ]
-        if not found:
-            raise ConfigError(
-                f"[adapter] target_modules names {', '.join(wanted)}, the last "
-                f"{self.study.adapter.layers} layers have none of them: leave out layers"
-            )
-        return found
-
-    def _check_targets(self, model: Any) -> None:
-        linears = {
-            name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
-        }
-        ends = {name.rsplit(".", 1)[-1] for name in linears}
-        for target in self.study.adapter.target_modules:
-            hits = [
-                m for name, m in linears.items() if name == target or name.endswith(f".{target}")
-            ]
-            if not hits:
-                raise ConfigError(
-                    f"[adapter] target_modules names {target!r}, the base has "
-                    f"{', '.join(sorted(ends))}: name some of these"
-                )
-            narrow = min(min(module.weight.shape) for module in hits)
-            if self.study.adapter.rank > narrow:
-                raise ConfigError(
-                    f"[adapter] rank is {self.study.adapter.rank}, a {target!r} layer is only "
-                    f"{narrow} wide: lower it"
-                )
 
     def _named_parameters(self) -> dict[str, nn.Parameter]:
         found: dict[str, nn.Parameter] = {}
@@ -339,6 +287,14 @@ class AdaptedModel:
             if not self._bypass:
                 return forward(*args, **kwargs)
             return kwargs[name] if name in kwargs else args[0]
+
+        return run
+
+    def _checkpointed(self, forward: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if self.checkpointing and torch.is_grad_enabled():
+                return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+            return forward(*args, **kwargs)
 
         return run
 
@@ -403,22 +359,3 @@ def pad(
 def _singles(rows: Sequence[Tensor]) -> Iterator[Batch]:
     for row in rows:
         yield pad([row], [0], [0], [row])
-
-
-def _layer_list(model: Any) -> Sequence[nn.Module]:
-    """Return the base's transformer layers, first to last."""
-    count = model.config.num_hidden_layers
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return list(module)
-    raise ConfigError(f"the base {type(model).__name__} has no list of {count} layers")
-
-
-@torch.no_grad()
-def _looks_causal(model: Any, tokenizer: Any) -> bool:
-    """Whether a token's output ignores the tokens after it."""
-    ids = torch.tensor([tokenizer("one two three four")["input_ids"]])
-    other = ids.clone()
-    other[0, -1] = ids[0, 0]
-    first = [model(input_ids=x).last_hidden_state[0, 0] for x in (ids, other)]
-    return bool(torch.allclose(first[0], first[1], atol=1e-5))

@@ -1,12 +1,13 @@
 """Tasks: how the fields of a record become tokens, and what is asked of the model.
 
 ``classification`` reads a text and names one of a public list of classes. ``instruction`` reads a
-user's turn and writes the assistant's; only the tokens of the answer enter the loss.
+user's turn and writes the assistant's; only the tokens of the answer enter the loss. ``tabular``
+reads numbers (``learning/tabular.py``).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +23,22 @@ UNSEEN = -1  # the class of a test record whose label no site has in training
 class Encoded:
     """One record as the model reads it."""
 
-    ids: NDArray[np.int64]
-    # tokens of the text, or of prompt and answer
+    ids: NDArray[Any]
+    # tokens of the text, or of prompt and answer, int64; of a tabular task the scaled features,
+    # float32
     label: int
     # index into the study's labels; 0 for an instruction
     answer_start: int
-    # of an instruction: the first token of the answer; 0 for a classification
+    # of an instruction: the first token of the answer; 0 otherwise
     was_cut: bool
-    # the text had more tokens than max_tokens
+    # the text had more tokens than max_tokens, or a feature lay outside its range
+
+
+class Encoder(Protocol):
+    """What turns records into examples, for one study."""
+
+    def encode(self, fields: Mapping[str, Any], where: str) -> Encoded:
+        """Return one record as the model reads it; ``where`` is its place, for errors."""
 
 
 def fields_read(task: TaskTerms) -> tuple[str, ...]:
@@ -38,11 +47,32 @@ def fields_read(task: TaskTerms) -> tuple[str, ...]:
     Raises:
         ConfigError: a template does not parse.
     """
-    names = [*fields_of(task.text, "[task] text")]
+    names = [*fields_of(task.text, "[task] text"), *sorted(task.features)]
     if task.answer:
         names += fields_of(task.answer, "[task] answer")
     names += [name for name in (task.label, task.label_text) if name]
     return tuple(dict.fromkeys(names))
+
+
+def class_of(fields: Mapping[str, Any], name: str, index: Mapping[str, int], where: str) -> int:
+    """Return the number of a record's class, ``UNSEEN`` for one that the study does not list.
+
+    Args:
+        fields: the record's fields.
+        name: of the field that holds the class.
+        index: the number of each class.
+        where: the record's place in its file, for errors.
+
+    Raises:
+        GovernanceError: the label is empty.
+    """
+    label = fields.get(name)
+    if label is None or not str(label).strip():
+        raise GovernanceError(
+            f"{where}: {name!r} is empty, a classification needs a label: "
+            "fill the field or remove the record"
+        )
+    return index.get(str(label), UNSEEN)
 
 
 class TaskEncoder:
@@ -106,13 +136,7 @@ class TaskEncoder:
             kept = [*ids[: limit - len(end)], *end]
         else:
             kept = ids
-        label = fields.get(self.task.label or "")
-        if label is None or not str(label).strip():
-            raise GovernanceError(
-                f"{where}: {self.task.label!r} is empty, a classification needs a label: "
-                "fill the field or remove the record"
-            )
-        number = self._index.get(str(label), UNSEEN)
+        number = class_of(fields, self.task.label or "", self._index, where)
         return Encoded(np.asarray(kept, np.int64), number, 0, len(ids) > limit)
 
     def _instruction(self, text: str, fields: Mapping[str, Any], where: str) -> Encoded:

@@ -21,6 +21,32 @@ from huizhen.protocol.strict import build, check_keys
 FORMAT = 1
 MAX_LABELS = 100_000
 
+# What each kind of task needs, with the end of the error, and which fields it must leave alone.
+_CLASS_NEEDED = ", a classification needs the field that holds the class"
+_NEEDED: dict[str, dict[str, str]] = {
+    "classification": {"text": ": add it", "label": _CLASS_NEEDED},
+    "instruction": {
+        "text": ": add it",
+        "answer": ", an instruction task needs the template of the answer",
+    },
+    "tabular": {
+        "features": ", a tabular task needs fields and their public ranges",
+        "label": _CLASS_NEEDED,
+    },
+}
+_MEANINGLESS: dict[str, dict[str, Any]] = {
+    "classification": {"answer": None, "system": "", "features": {}, "missing": "refuse"},
+    "instruction": {"label": None, "label_text": None, "features": {}, "missing": "refuse"},
+    "tabular": {
+        "text": "",
+        "label_text": None,
+        "label_texts": (),
+        "head": "linear",
+        "answer": None,
+        "system": "",
+    },
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About:
@@ -46,6 +72,8 @@ class BaseTerms:
 
     name: str
     digests: dict[str, str] = field(default_factory=dict)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    # of the frozen weights; the adapter and the head are always float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,13 +101,18 @@ class AdapterTerms:
 class TaskTerms:
     """``[task]``: how a record becomes an example and what is asked of the model."""
 
-    kind: Literal["classification", "instruction"]
-    text: str
+    kind: Literal["classification", "instruction", "tabular"]
+    text: str = ""
     # a template over the record's fields: the text to classify, or the user's turn
+    features: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    # tabular: numeric fields and their public ranges, [least, greatest]; a value outside is moved
+    # to the edge
+    missing: Literal["refuse", "middle"] = "refuse"
+    # tabular: a record without a feature's value; middle puts the middle of the public range in
     label: str | None = None
-    # classification: the field that holds the class
+    # classification, tabular: the field that holds the class
     labels: tuple[str, ...] = ()
-    # classification: the public list of classes; a simulation fills it from the training records
+    # the public list of classes; a simulation fills it from the training records
     label_text: str | None = None
     # classification: a field with the class in words; the head starts from the base's view of them
     label_texts: tuple[str, ...] = ()
@@ -88,7 +121,7 @@ class TaskTerms:
     # normalised: the pooled output is scaled to length head_scale before the linear head
     head_scale: float = 16.0
     label_smoothing: float = 0.0
-    # classification: Szegedy et al. 2016
+    # classification, tabular: Szegedy et al. 2016
     answer: str | None = None
     # instruction: a template for the assistant's turn; exact match compares it with what is
     # generated
@@ -99,18 +132,15 @@ class TaskTerms:
     # instruction: the longest answer that is generated when the model is evaluated
 
     def __post_init__(self) -> None:
-        if self.kind == "classification" and not self.label:
-            raise ValueError(
-                "has no 'label', a classification needs the field that holds the class"
-            )
-        if self.kind == "instruction" and not self.answer:
-            raise ValueError(
-                "has no 'answer', an instruction task needs the template of the answer"
-            )
-        unused = ("answer", "system") if self.kind == "classification" else ("label", "label_text")
-        for name in unused:
-            if getattr(self, name):
+        for name, need in _NEEDED[self.kind].items():
+            if not getattr(self, name):
+                raise ValueError(f"has no {name!r}{need}")
+        for name, default in _MEANINGLESS[self.kind].items():
+            if getattr(self, name) != default:
                 raise ValueError(f"{name} has no meaning for kind {self.kind!r}: remove it")
+        for name, bounds in self.features.items():
+            if not (len(bounds) == 2 and 0 < bounds[1] - bounds[0] < math.inf):
+                raise ValueError(f"features {name!r} is {list(bounds)}, expected [least, greatest]")
         for name in ("max_tokens", "max_new_tokens"):
             if not 1 <= getattr(self, name) <= 131_072:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 to 131072")
@@ -141,6 +171,12 @@ class PrivacyTerms:
     # under DP, in place of [rounds] learning_rate
     optimizer: Literal["sgd", "adamw"] = "sgd"
     # under DP, in place of [rounds] optimizer
+    batch_cap: int | None = None
+    # truncated Poisson: the most patients a step takes, paid for in epsilon; no limit when absent
+    metrics_epsilon: float | None = None
+    # metrics that leave a site carry geometric noise of this epsilon for the whole study
+    metrics_minimum: int = 10
+    # patients; metrics over fewer do not leave
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.epsilon) and self.epsilon > 0):
@@ -158,9 +194,22 @@ class PrivacyTerms:
             raise ValueError(
                 f"records_per_patient is {self.records_per_patient}, expected 1 or more"
             )
-        rate = self.learning_rate
-        if rate is not None and not (math.isfinite(rate) and rate > 0):
-            raise ValueError(f"learning_rate is {rate}, expected more than 0")
+        for name in ("learning_rate", "metrics_epsilon"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} is {value}, expected more than 0")
+        if self.batch_cap is not None and self.batch_cap < 1:
+            raise ValueError(f"batch_cap is {self.batch_cap}, expected 1 or more")
+        if self.metrics_minimum < 1:
+            raise ValueError(f"metrics_minimum is {self.metrics_minimum}, expected 1 or more")
+
+    def least_batch_cap(self, patients_public: int) -> int:
+        """Return the smallest ``batch_cap`` for a site: four deviations over the mean batch.
+
+        The number drawn has variance q(1 - q)n, at most qn.
+        """
+        mean = self.sampling_rate * patients_public
+        return math.ceil(mean + 4 * math.sqrt(mean))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,8 +274,9 @@ class Study:
     """Everything that both parties rely on."""
 
     study: About
-    base: BaseTerms
-    adapter: AdapterTerms
+    base: BaseTerms | None = None
+    adapter: AdapterTerms | None = None
+    # null in the digest of a tabular study, which has neither
     task: TaskTerms
     privacy: PrivacyTerms = field(default_factory=PrivacyTerms)
     strategy: StrategyTerms = field(default_factory=StrategyTerms)
@@ -234,6 +284,8 @@ class Study:
     sites: dict[str, SiteTerms] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.task.kind == "tabular":
+            self._refuse_lora()
         if self.privacy.unit == "none":
             return
         for name, site in self.sites.items():
@@ -242,6 +294,12 @@ class Study:
                 raise ConfigError(
                     f"[privacy] delta is {self.privacy.delta}, site {name!r} has about "
                     f"{site.patients_public} patients: it must be under {limit:.2g}"
+                )
+            cap, least = self.privacy.batch_cap, self.privacy.least_batch_cap(site.patients_public)
+            if cap is not None and cap < least:
+                raise ConfigError(
+                    f"[privacy] batch_cap is {cap}, site {name!r} has about "
+                    f"{site.patients_public} patients: it must be at least {least}"
                 )
 
     @property
@@ -253,6 +311,17 @@ class Study:
     def quorum(self) -> int:
         """The fewest sites that make a round."""
         return len(self.sites) if self.rounds.quorum is None else self.rounds.quorum
+
+    def _refuse_lora(self) -> None:
+        """Refuse what only a base with LoRA gives a meaning to."""
+        for name in ("base", "adapter"):
+            if getattr(self, name) is not None:
+                raise ConfigError(f"[{name}] has no meaning for kind 'tabular': remove the section")
+        if self.strategy.name != "fedavg":
+            raise ConfigError(
+                f"[strategy] name is {self.strategy.name!r}, a tabular study has no LoRA: "
+                "set name = 'fedavg'"
+            )
 
     def resolved(self) -> dict[str, Any]:
         """Return the study as plain JSON values, defaults filled in."""
@@ -287,8 +356,12 @@ def parse_study(tables: Mapping[str, Any], where: str) -> Study:
             values[name] = build(
                 cls, _table(tables[name], f"{where} [{name}]"), f"{where} [{name}]"
             )
-        elif name in ("study", "base", "adapter", "task"):
+        elif name in ("study", "task"):
             raise ConfigError(f"{where} has no [{name}]: add the section")
+    if values["task"].kind != "tabular":
+        for name in ("base", "adapter"):
+            if name not in values:
+                raise ConfigError(f"{where} has no [{name}]: add the section")
     values["sites"] = {
         site: build(SiteTerms, _table(terms, f"{where} [sites.{site}]"), f"{where} [sites.{site}]")
         for site, terms in _table(tables.get("sites", {}), f"{where} [sites]").items()

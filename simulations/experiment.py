@@ -94,6 +94,10 @@ class SimulationTerms:
     # instruction: so many answers of each arm stand in the report
     exact_match_records: int = 40
     # instruction: at most so many test records are answered to measure the exact match
+    memory_mib: int = 1024
+    # bound on what a private step holds at a time, for each site
+    checkpointing: bool = False
+    # run each adapted layer again in the backward pass, to save memory
     synthetic: bool = False
     # the records are of made-up patients: the report says so
     notice: str = ""
@@ -108,6 +112,8 @@ class SimulationTerms:
             raise ValueError("repeats an arm or a seed")
         if min(self.minimum_patients, self.evaluate_every) < 1 or self.generate < 0:
             raise ValueError("needs minimum_patients and evaluate_every of at least 1")
+        if self.memory_mib < 1:
+            raise ValueError(f"memory_mib is {self.memory_mib}, expected 1 or more")
         if self.exact_match_records < 1:
             raise ValueError(
                 f"exact_match_records is {self.exact_match_records}, expected 1 or more"

@@ -4,6 +4,7 @@ The same ``server.rounds`` and ``client.site`` run here that run over a network;
 between them is the bytes of the wire format. One ``AdaptedModel`` serves all sites.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -11,13 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from huizhen.client.examples import Examples
+from huizhen.client.ledger import Ledger
 from huizhen.client.site import Site
 from huizhen.learning.model import AdaptedModel
 from huizhen.protocol.adapter import Tensors
-from huizhen.protocol.errors import AggregationError
+from huizhen.protocol.errors import AggregationError, PrivacyError
+from huizhen.protocol.ledger_entries import Cap
 from huizhen.protocol.study import Study
 from huizhen.server.rounds import Coordinator, RoundState
-from huizhen.simulations.run_folder import Checkpoint, RunFolder
+from huizhen.simulations.experiment import SimulationTerms
+from huizhen.simulations.run_folder import Checkpoint, RunFolder, safe_name
 
 Evaluate = Callable[[], dict[str, Any]]
 
@@ -51,6 +55,7 @@ def run(
     folder: RunFolder,
     evaluate: Evaluate,
     *,
+    terms: SimulationTerms,
     evaluate_every: int,
     watcher: Watcher,
 ) -> tuple[Tensors, list[dict[str, Any]]]:
@@ -61,40 +66,74 @@ def run(
         model: shared by the sites.
         folder: every closed round is stored here; a stored one is not done again.
         evaluate: metrics of the adapter that is loaded into ``model``.
+        terms: how much memory a site has, and whether it checkpoints.
         evaluate_every: rounds between two evaluations; the last round is always evaluated.
         watcher: is told of progress.
 
     Raises:
         AggregationError: an update was refused, so that a round cannot close.
     """
-    study = work.study
-    first = model.first_tensors(study.study.seed)
-    coordinator = Coordinator(study, model.shapes)
-    sites = {n: Site(n, study, examples, model, first) for n, examples in work.sites.items()}
+    model.checkpointing = terms.checkpointing
+    first = model.first_tensors(work.study.study.seed)
+    coordinator = Coordinator(work.study, model.shapes)
     state, history = coordinator.first(first), []
-    if (stored := folder.restore(work.unit)) is not None:
-        state, history = RoundState(round=stored.round, strategy=stored.strategy), stored.history
-        for site in sites.values():
-            site.skip_to(stored.round)
-        watcher.restored(work, stored.round - 1)
-    while not coordinator.is_finished(state):
-        begin, inside = time.perf_counter(), model.model_seconds
-        entry: dict[str, Any] = {"round": state.round}
-        state = _collect(coordinator, state, sites, work, entry, watcher)
-        state = coordinator.close_round(state)
-        trained, inside = time.perf_counter() - begin, model.model_seconds - inside
-        if entry["round"] % evaluate_every == 0 or coordinator.is_finished(state):
-            model.load(state.strategy.x)
-            entry |= evaluate()
-        entry["seconds"] = time.perf_counter() - begin
-        entry["training_seconds"] = trained
-        entry["outside_share"] = max(0.0, 1 - inside / trained)
-        if (mechanism := next(iter(sites.values())).mechanism) is not None:
-            entry["epsilon"] = mechanism.epsilon_after(entry["round"])
-        history.append(entry)
-        folder.save(work.unit, Checkpoint(state.round, state.strategy, history))
-        watcher.round_done(work, entry)
+    with contextlib.ExitStack() as ledgers:
+        sites = {}
+        for name, examples in work.sites.items():
+            ledger = None
+            if work.study.is_private:
+                ledger = ledgers.enter_context(open_ledger(folder, work, name))
+            sites[name] = Site(
+                name,
+                work.study,
+                examples,
+                model,
+                first,
+                ledger=ledger,
+                memory_mib=terms.memory_mib,
+            )
+        if (stored := folder.restore(work.unit)) is not None:
+            state = RoundState(round=stored.round, strategy=stored.strategy)
+            history = stored.history
+            for site in sites.values():
+                site.skip_to(stored.round)
+            watcher.restored(work, stored.round - 1)
+        while not coordinator.is_finished(state):
+            begin, inside = time.perf_counter(), model.model_seconds
+            entry: dict[str, Any] = {"round": state.round}
+            state = _collect(coordinator, state, sites, work, entry, watcher)
+            state = coordinator.close_round(state)
+            trained, inside = time.perf_counter() - begin, model.model_seconds - inside
+            if entry["round"] % evaluate_every == 0 or coordinator.is_finished(state):
+                model.load(state.strategy.x)
+                entry |= evaluate()
+            entry["seconds"] = time.perf_counter() - begin
+            entry["training_seconds"] = trained
+            entry["outside_share"] = max(0.0, 1 - inside / trained)
+            if (mechanism := next(iter(sites.values())).mechanism) is not None:
+                entry["epsilon"] = mechanism.epsilon_after(entry["round"])
+            history.append(entry)
+            folder.save(work.unit, Checkpoint(state.round, state.strategy, history))
+            watcher.round_done(work, entry)
     return state.strategy.x, history
+
+
+def open_ledger(folder: RunFolder, work: Work, site: str) -> Ledger:
+    """Return a site's ledger in one unit of work, made if it is not there.
+
+    Each simulated study has ledgers of its own, with its own ε as the cap: simulated runs are not
+    releases of the same patients' data, so that nothing adds up.
+    """
+    path = folder.path / "ledgers" / work.unit / f"{safe_name(site)}.sqlite"
+    if path.exists():
+        return Ledger.open(path)
+    terms = work.study.privacy
+    if terms.unit == "none":
+        raise PrivacyError(f"study of {work.unit} has no unit of privacy, nothing can be charged")
+    cap = Cap(
+        epsilon=terms.epsilon, delta=terms.delta, metrics_epsilon=terms.metrics_epsilon or 0.0
+    )
+    return Ledger.create(path, site=site, cohort="simulated", cap=cap, unit=terms.unit)
 
 
 def _collect(

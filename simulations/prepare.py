@@ -13,10 +13,11 @@ from huizhen.client.governance import SitePolicy, admit
 from huizhen.client.site import check_delta
 from huizhen.learning.bases import resolve
 from huizhen.learning.model import AdaptedModel
-from huizhen.learning.tasks import UNSEEN, TaskEncoder, fields_read
+from huizhen.learning.models import make_encoder, make_model
+from huizhen.learning.tasks import UNSEEN, fields_read
 from huizhen.learning.template import nearest
 from huizhen.protocol.errors import ConfigError, GovernanceError
-from huizhen.protocol.study import SiteTerms, Study
+from huizhen.protocol.study import BaseTerms, SiteTerms, Study
 from huizhen.simulations.experiment import Experiment, SimulationTerms
 from huizhen.simulations.partition import SiteRecords
 
@@ -45,14 +46,7 @@ def complete_study(experiment: Experiment, sites: Mapping[str, SiteRecords], hom
             site.
     """
     study = experiment.study
-    base = resolve(study.base.name, home=home)
-    expected = study.base.digests
-    for name, digest in expected.items():
-        if base.digests.get(name) != digest:
-            raise ConfigError(
-                f"[base] file {name!r} has digest {base.digests.get(name)}, expected {digest}: "
-                "get the base that the study was agreed on"
-            )
+    base = None if study.base is None else _with_digests(study.base, home)
     unknown = sorted(study.sites.keys() - sites.keys())
     if unknown:
         raise ConfigError(
@@ -63,13 +57,11 @@ def complete_study(experiment: Experiment, sites: Mapping[str, SiteRecords], hom
         for name, site in sites.items()
     }
     task = study.task
-    if task.kind == "classification" and not task.labels:
+    if task.kind != "instruction" and not task.labels:
         labels = _labels(sites, task.label or "")
         texts = _label_texts(sites, task.label or "", task.label_text, labels)
         task = replace(task, labels=labels, label_texts=texts)
-    return replace(
-        study, sites=terms, task=task, base=replace(study.base, digests=dict(base.digests))
-    )
+    return replace(study, sites=terms, task=task, base=base)
 
 
 def prepare(
@@ -90,7 +82,8 @@ def prepare(
         say: is told what is being done.
 
     Raises:
-        GovernanceError: a site has too few patients, or a text, label or answer is empty.
+        GovernanceError: a site has too few patients, a text, label or answer is empty, or a feature
+            is no number.
         ConfigError: a field of the task is missing from a record.
     """
     minimum = experiment.simulation.minimum_patients
@@ -98,8 +91,8 @@ def prepare(
         name: admit(site.train, _policy(name, experiment.simulation, minimum))
         for name, site in sites.items()
     }
-    model = AdaptedModel(resolve(study.base.name, home=home), study)
-    encoder = TaskEncoder(study.task, model.tokenizer)
+    model = make_model(study, home)
+    encoder = make_encoder(model)
     allowed = fields_read(study.task)
     _check_fields(sites, allowed)
     train, test, dropped = {}, {}, set[str]()
@@ -143,6 +136,18 @@ def subset(examples: Examples, share: float, seed: int) -> Examples:
     chosen = set(np.random.default_rng(seed).permutation(patients)[:keep].tolist())
     rows = [i for i, patient in enumerate(examples.patients) if patient in chosen]
     return examples.take(rows)
+
+
+def _with_digests(terms: BaseTerms, home: Path | None) -> BaseTerms:
+    """Return the section with the digest of every file, which must be those already agreed on."""
+    base = resolve(terms.name, home=home)
+    for name, digest in terms.digests.items():
+        if base.digests.get(name) != digest:
+            raise ConfigError(
+                f"[base] file {name!r} has digest {base.digests.get(name)}, expected {digest}: "
+                "get the base that the study was agreed on"
+            )
+    return replace(terms, digests=dict(base.digests))
 
 
 def _check_fields(sites: Mapping[str, SiteRecords], wanted: Sequence[str]) -> None:
@@ -212,8 +217,12 @@ def _notes(
 ) -> tuple[str, ...]:
     notes = []
     cut = sum(e.cut for e in (*train.values(), *test.values()))
-    if cut:
-        total = sum(len(e.ids) for e in (*train.values(), *test.values()))
+    total = sum(len(e.ids) for e in (*train.values(), *test.values()))
+    if cut and study.task.kind == "tabular":
+        notes.append(
+            f"{cut} of {total} records had a feature outside its public range, moved to the edge."
+        )
+    elif cut:
         notes.append(
             f"{cut} of {total} texts were longer than max_tokens = {study.task.max_tokens} and cut."
         )

@@ -1,20 +1,21 @@
 """From finished units of work to ``results.json``: means over seeds, per site, per round."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from huizhen.client.evaluation import answer_loss, classify
 from huizhen.client.examples import Examples
-from huizhen.client.site import Mechanism
 from huizhen.learning.metrics import classification_metrics, is_same_answer
 from huizhen.learning.model import AdaptedModel
 from huizhen.learning.tasks import UNSEEN, TaskEncoder
 from huizhen.learning.template import render
 from huizhen.protocol.accounting import ACCOUNTANT
 from huizhen.protocol.adapter import Tensors
+from huizhen.protocol.mechanism import Mechanism
 from huizhen.simulations.baseline import tfidf_baseline, with_ancestors
 from huizhen.simulations.federation import Work
 from huizhen.simulations.prepare import Prepared
@@ -47,12 +48,18 @@ class TestRecords:
         scores = {name: classify(self.model, e) for name, e in self.sites.items()}
         labels = [label for e in self.sites.values() for label in e.labels]
         return {
-            "metrics": classification_metrics(np.concatenate(list(scores.values())), labels),
+            "metrics": self._scored(np.concatenate(list(scores.values())), labels),
             "test_sites": {
-                name: classification_metrics(scores[name], examples.labels)
+                name: self._scored(scores[name], examples.labels)
                 for name, examples in self.sites.items()
             },
         }
+
+    def _scored(self, scores: NDArray[np.float32], labels: Sequence[int]) -> Metrics:
+        found = classification_metrics(scores, labels)
+        if self.model.kind == "tabular" and scores.shape[1] <= 3:
+            del found["top3"]  # it says nothing of two or three classes
+        return found
 
 
 class Results:
@@ -90,7 +97,7 @@ class Results:
             "notes": list(prepared.notes),
             "provenance": {
                 **environment(),
-                "base": prepared.study.base.name,
+                "base": prepared.study.base.name if prepared.study.base else "none: a linear model",
                 "seeds": ", ".join(map(str, prepared.experiment.simulation.seeds)),
                 "command": command,
                 "peak memory": f"{peak_memory_mib():.0f} MiB",
@@ -332,8 +339,9 @@ def privacy_document(work: Work) -> dict[str, Any]:
             "metrics and losses of this simulation, which are exact and stay on this machine",
             "a patient who is in several hospitals: the ε of the hospitals add up",
             "the other arms of this run: their adapters have no privacy",
-            "public facts: the base model, the labels and their texts, with the head that starts "
-            "from them, and the sizes, which a simulation takes from the true ones",
+            "public facts: the base model, the ranges of features, the labels and their texts, "
+            "with the head that starts from them, and the sizes, which a simulation takes from the "
+            "true ones",
         ],
     }
 

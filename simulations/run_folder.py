@@ -190,6 +190,13 @@ def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], above: str
     return names
 
 
+def safe_name(name: str) -> str:
+    """Return a site's name as a part of a file's name, different for different names."""
+    return "".join(
+        c if c.isascii() and (c.isalnum() or c in "-_") else f"%{ord(c):06x}" for c in name
+    )
+
+
 def tensors_digest(tensors: Tensors) -> str:
     """Return the SHA-256 of an adapter's canonical bytes: names, shapes and values."""
     return hashlib.sha256(save(dict(in_order(tensors)))).hexdigest()

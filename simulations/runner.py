@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from huizhen.client.examples import pooled
-from huizhen.client.site import Mechanism
 from huizhen.learning.export import export_adapter
 from huizhen.protocol.adapter import Shapes, Tensors
+from huizhen.protocol.mechanism import Mechanism
 from huizhen.protocol.study import SiteTerms, Study
 from huizhen.server.rounds import Coordinator
 from huizhen.simulations.experiment import Experiment
@@ -27,7 +27,7 @@ from huizhen.simulations.prepare import (
 )
 from huizhen.simulations.provenance import environment, file_digest
 from huizhen.simulations.results import Results, TestRecords
-from huizhen.simulations.run_folder import RunFolder
+from huizhen.simulations.run_folder import RunFolder, safe_name
 
 POOLED = "pooled"
 
@@ -81,6 +81,7 @@ def run_experiment(
                 prepared.model,
                 folder,
                 results.test.metrics,
+                terms=experiment.simulation,
                 evaluate_every=work.study.rounds.count if work.unit.startswith("local") else every,
                 watcher=observer,
             )
@@ -105,7 +106,7 @@ def plan(prepared: Prepared) -> Iterator[Work]:
             if arm == "local":
                 for name, examples in prepared.train.items():
                     alone = replace(study, sites={name: study.sites[name]}, rounds=by_itself)
-                    yield Work(f"local-{seed}-{_safe(name)}", alone, {name: examples})
+                    yield Work(f"local-{seed}-{safe_name(name)}", alone, {name: examples})
             elif arm == "pooled":
                 size = SiteTerms(patients_public=round_two_digits(everything.num_patients))
                 joined = replace(study, sites={POOLED: size}, rounds=by_itself)
@@ -162,13 +163,6 @@ def _export(prepared: Prepared, work: Work, adapter: Tensors, folder: RunFolder)
 
 def _first_seed(experiment: Experiment) -> int:
     return experiment.simulation.seeds[0]
-
-
-def _safe(name: str) -> str:
-    """Return a site's name as a part of a file's name, different for different names."""
-    return "".join(
-        c if c.isascii() and (c.isalnum() or c in "-_") else f"%{ord(c):06x}" for c in name
-    )
 
 
 def _identity(experiment: Experiment, study: Study) -> dict[str, Any]:

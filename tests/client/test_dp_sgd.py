@@ -1,372 +1,295 @@
-"""One private step against loops that take one record at a time, and against the definition of DP.
+"""One private step against the formula, a scalar loop and the definition of sensitivity.
 
-Statistical bounds hold with a false-alarm rate of 1e-9.
+A patient moves the sum by at most C, with no tolerance for rounding: the noise is calibrated to C
+and to nothing above it. Statistical bounds hold with a false-alarm rate of 1e-9.
 """
 
-from dataclasses import replace
+import math
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chi2
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.stats import binom, chi2, norm
 
-from huizhen.client import dp_sgd
-from huizhen.client.dp_sgd import clip_factors, per_record_gradients, private_gradient
-from huizhen.client.training import units
-from huizhen.learning.model import AdaptedModel
+from huizhen.client.dp_sgd import PatientBatch, clip_factors, clipped_sum, private_gradient
+from huizhen.client.randomness import NoiseSource
 from huizhen.protocol.errors import PrivacyError
 
-MODELS = ["tiny_classifier", "tiny_assistant", "minilm_classifier"]
-EVERYTHING = 10**6  # a clipping norm that clips nothing
+FALSE_ALARM = 1e-9
+SHAPES = {"a": (2, 3), "b": (1,), "c": (4,)}
 
 
-@pytest.fixture(params=MODELS)
-def model(request):
-    return request.getfixturevalue(request.param)
+class Given:
+    """Patients whose gradients are given, in microbatches of ``size``; it notes who was chosen."""
+
+    def __init__(self, gradients, size=10**9):
+        self.gradients = {name: torch.as_tensor(value) for name, value in gradients.items()}
+        self.size = size
+        self.asked: list[list[int]] = []
+
+    @property
+    def num_patients(self):
+        return len(next(iter(self.gradients.values())))
+
+    def microbatches(self, chosen):
+        self.asked.append(chosen.tolist())
+        for begin in range(0, len(chosen), self.size):
+            own = torch.from_numpy(chosen[begin : begin + self.size])
+            gradients = {name: value[own] for name, value in self.gradients.items()}
+            yield PatientBatch(gradients, own.double().tolist())
 
 
-@pytest.fixture
-def examples(model, make_site, rows):
-    return make_site(model, rows)
+class Fixed(NoiseSource):
+    """Normals that a test knows."""
+
+    def __init__(self, normals):
+        self.normals, self.draws = normals, 0
+
+    def draw(self):
+        self.draws += 1
+        return self.normals.copy()
 
 
-@pytest.fixture
-def no_noise(monkeypatch):
-    monkeypatch.setattr(dp_sgd, "normals", np.zeros)
+def shapes_of(source):
+    return {name: tuple(value.shape[1:]) for name, value in source.gradients.items()}
 
 
-def names_of(model, factors):
-    return frozenset(n for n in model.shapes if factors == "both" or not n.endswith(".lora_A"))
+def numbers(source):
+    return sum(math.prod(shape) for shape in shapes_of(source).values())
 
 
-def step(model, examples, names, *, records_of=None, **terms):
-    """Return a step's gradient, and its mean loss, with every patient sampled by default."""
+def step(source, *, noise=None, **terms):
+    """Run one step in which every patient is sampled, unless a test says otherwise."""
     settings = {
         "sampling_rate": 1.0,
         "max_grad_norm": 1.0,
         "noise_multiplier": 1.0,
-        "records_per_patient": 99,
         "denominator": 1.0,
+        **terms,
     }
-    parameters = model.train_only(names)
-    try:
-        with per_record_gradients(model, parameters):
-            return private_gradient(
-                model,
-                parameters,
-                examples,
-                examples.records_of() if records_of is None else records_of,
-                **(settings | terms),
-            )
-    finally:
-        model.train_only(frozenset())
+    if noise is not None:
+        return private_gradient(source, shapes_of(source), noise=noise, **settings)
+    with NoiseSource(numbers(source), 1) as fresh:
+        return private_gradient(source, shapes_of(source), noise=fresh, **settings)
 
 
-def gradient_of_record(model, examples, names, i):
-    """Return the slow twin's gradient: a batch of one record and plain autograd."""
-    parameters = model.train_only(names)
-    model.losses(examples.batch([i]))[0].sum().backward()
-    found = {name: p.grad.detach().double().clone() for name, p in parameters.items()}
-    model.train_only(frozenset())
-    return found
+def flat(tensors):
+    return np.concatenate([tensors[name].double().numpy().ravel() for name in tensors])
 
 
-def gradient_of_patient(model, examples, names, records):
-    each = [gradient_of_record(model, examples, names, i) for i in records]
-    return {name: sum(one[name] for one in each) / len(each) for name in each[0]}
+def summed(source, clipping, chosen=None):
+    chosen = np.arange(source.num_patients) if chosen is None else np.asarray(chosen, np.intp)
+    return flat(clipped_sum(source, chosen, shapes_of(source), clipping)[0])
 
 
-def norm(tensors):
-    return float(torch.sqrt(sum(value.double().pow(2).sum() for value in tensors.values())))
-
-
-def distance(found, expected):
-    """Return the relative distance of two gradients, over all tensors together."""
-    assert found.keys() == expected.keys()
-    return norm({n: found[n].double() - expected[n].double() for n in found}) / norm(expected)
-
-
-@pytest.mark.parametrize("factors", ["both", "B only"])
-@pytest.mark.parametrize("name", ["tiny_classifier", "tiny_assistant"])
-def test_per_record_gradients_equal_those_of_each_record_alone(
-    request, name, make_site, rows, randomised, factors
-):
-    model = request.getfixturevalue(name)
-    randomised(model, scale=0.1)
-    compare_with_loop(model, make_site(model, rows), factors, relative=2e-6)  # float32
-
-
-@pytest.mark.parametrize("factors", ["both", "B only"])
-def test_per_record_gradients_of_an_encoder_equal_those_of_each_record_alone(
-    minilm, make_study, make_site, rows, randomised, factors
-):
-    terms = {"layers": 1, "target_modules": ["query", "key", "value", "dense"]}
-    model = AdaptedModel(minilm, make_study(adapter=terms))
-    randomised(model)
-    examples = make_site(model, rows)
-    model.module.double()
-    exact = replace(examples, inputs=tuple(row.double() for row in examples.inputs))
-    compare_with_loop(model, exact, factors, relative=1e-9)
-
-
-def compare_with_loop(model, examples, factors, *, relative):
-    names = names_of(model, factors)
-    parameters = model.train_only(names)
-    chosen = [0, 3, 5, 9, 14]
-    with per_record_gradients(model, parameters):
-        model.losses(examples.batch(chosen))[0].sum().backward()
-        found = {name: p.grad_sample.clone() for name, p in parameters.items()}
-    for row, i in enumerate(chosen):
-        alone = gradient_of_record(model, examples, names, i)
-        assert distance({name: found[name][row] for name in found}, alone) < relative
-
-
-@pytest.mark.parametrize("factors", ["both", "B only"])
-def test_a_step_sums_the_means_over_each_patients_records(
-    model, examples, randomised, no_noise, factors
-):
-    randomised(model, scale=0.1)
-    names = names_of(model, factors)
-    found, _ = step(model, examples, names, max_grad_norm=EVERYTHING, denominator=3.2)
-    expected = {name: torch.zeros(model.shapes[name]).double() for name in sorted(names)}
-    for records in examples.records_of():
-        for name, value in gradient_of_patient(model, examples, names, records).items():
-            expected[name] += value / 3.2
-    assert distance(found, expected) < 1e-4
-
-
-@pytest.mark.parametrize("clipping", [0.37, "auto"])
-def test_each_patient_enters_with_the_clipped_gradient(
-    tiny_classifier, make_site, rows, randomised, no_noise, clipping
-):
-    model, names = tiny_classifier, names_of(tiny_classifier, "both")
-    examples = make_site(model, rows)
-    randomised(model)
-    for records in examples.records_of():
-        found, _ = step(model, examples, names, records_of=[records], max_grad_norm=clipping)
-        whole = gradient_of_patient(model, examples, names, records)
-        size = norm(whole)
-        factor = 1 / (size + 0.01) if clipping == "auto" else min(1, clipping / size)
-        assert distance(found, {name: factor * value for name, value in whole.items()}) < 1e-5
-
-
-def test_the_size_of_a_microbatch_does_not_change_the_step(
-    tiny_classifier, make_site, rows, randomised, no_noise, monkeypatch
-):
-    model, names = tiny_classifier, names_of(tiny_classifier, "both")
-    examples = make_site(model, rows)
-    randomised(model)
-    whole, loss = step(model, examples, names)
-    monkeypatch.setattr(dp_sgd, "_MICROBATCH_TOKENS", 1)
-    split, loss_split = step(model, examples, names)
-    assert distance(split, whole) < 1e-5
-    assert loss == pytest.approx(loss_split, rel=1e-5)
-
-
-def test_at_most_k_records_make_a_patients_gradient(
-    tiny_classifier, make_site, randomised, no_noise
-):
-    model, names = tiny_classifier, names_of(tiny_classifier, "both")
-    texts = ("cough", "fever and rash", "seizure", "ataxia, tremor")
-    examples = make_site(model, [("p", text, "measles") for text in texts])
-    randomised(model)
-    (records,) = examples.records_of()
-    single = [gradient_of_record(model, examples, names, i) for i in records]
-    seen = set()
-    for _ in range(40):  # each record stays out of all draws with (3/4)⁴⁰ < 1.1e-5
-        found, _ = step(
-            model,
-            examples,
-            names,
-            records_of=[records],
-            records_per_patient=1,
-            max_grad_norm=EVERYTHING,
-        )
-        seen.add(int(np.argmin([distance(found, one) for one in single])))
-        assert min(distance(found, one) for one in single) < 1e-5
-    assert seen == {0, 1, 2, 3}
-
-
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("clipping", [0.5, 3.0, "auto"])
-def test_clip_factors_bound_every_norm_by_c(seed, clipping):
+def randoms(patients, seed=3, scale=1.0):
     generator = torch.Generator().manual_seed(seed)
-    scales = torch.logspace(-6, 6, 40)
-    gradients = {
-        "a": torch.randn(40, 3, 5, generator=generator) * scales[:, None, None],
-        "b": torch.randn(40, 7, generator=generator) * scales[:, None],
+    return {
+        name: scale * torch.randn(patients, *shape, generator=generator)
+        for name, shape in SHAPES.items()
     }
-    factors = clip_factors(gradients, clipping)
-    whole = torch.cat([g.flatten(1) for g in gradients.values()], dim=1).double()
-    norms = (factors.double()[:, None] * whole).norm(dim=1)
+
+
+def nobody(numbers=10):
+    return Given({"a": torch.zeros(0, numbers)})
+
+
+# Sizes from far below to far above C; a square of a float32 must stay finite, or it is refused.
+extreme = st.floats(-(2.0**57), 2.0**57, width=32) | st.floats(-2, 2, width=32)
+patients = st.integers(0, 6).flatmap(lambda n: arrays(np.float32, (n, 11), elements=extreme))
+clippings = st.sampled_from([0.37, 1.0, 25.0, "auto"])
+
+
+def as_tensors(rows):
+    return {"a": rows[:, :6].reshape(-1, 2, 3), "b": rows[:, 6:7], "c": rows[:, 7:]}
+
+
+@given(patients, clippings, st.integers(1, 7))
+def test_the_sum_is_that_of_a_scalar_loop(rows, clipping, size):
+    expected = np.zeros(11)
+    for row in rows.astype(np.float64):
+        length = math.sqrt(sum(x * x for x in row))
+        if clipping == "auto":
+            expected += 0.999 * row / (length + 0.01)
+        else:
+            expected += row * min(1, 0.999 * clipping / max(length, 1e-300))
+    found = summed(Given(as_tensors(rows), size), clipping)
     bound = 1.0 if clipping == "auto" else clipping
-    assert norms.max() <= bound * (1 + 1e-6)
-    before = whole.norm(dim=1)
-    if clipping != "auto":
-        assert (factors[before < bound * 0.999] == 1).all()
-        assert norms[before > bound].min() > bound * (1 - 1e-5)  # and clipped no further
-    else:
-        assert torch.allclose(norms, before / (before + 0.01), rtol=1e-5)
+    assert np.abs(found - expected).max() <= 3e-6 * bound  # of float32 norms and factors
+
+
+@settings(max_examples=300)
+@given(patients, arrays(np.float32, 11, elements=extreme), clippings, st.data())
+def test_one_patient_more_moves_the_sum_by_at_most_c(rows, new, clipping, data):
+    """The others may fall into other microbatches when one joins."""
+    place = data.draw(st.integers(0, len(rows)))
+    sizes = [data.draw(st.integers(1, 7)) for _ in range(2)]
+    joined = np.insert(rows, place, new, axis=0)
+    with_new = summed(Given(as_tensors(joined), sizes[0]), clipping)
+    without = summed(Given(as_tensors(rows), sizes[1]), clipping)
+    bound = 1.0 if clipping == "auto" else clipping
+    assert np.linalg.norm(with_new - without) <= bound
+
+
+def test_rounding_of_thousands_of_patients_does_not_add_up():
+    """In float32 the sum crosses 2048, where its steps double, only if the first patient is there:
+    the many small ones then round to nothing instead of up, and the sum moves by 1.25 C."""
+    rows = torch.zeros(1 + 2050 + 2048, 1)
+    rows[:2051] = 0.999 * 0.9999
+    rows[2051:] = -1.06 * 2.0**-14
+    source = Given({"a": rows})
+    moved = summed(source, 1.0) - summed(source, 1.0, range(1, len(rows)))
+    assert 0.99 < moved[0] <= 1.0
+
+
+@pytest.mark.parametrize("value", [1 / 3, 0.7, 1e-3])
+@pytest.mark.parametrize("clipping", [0.5, "auto"])
+def test_ten_million_numbers_are_clipped_to_c(value, clipping):
+    """Summed one after the other, the squares of a float32 tensor lose up to a hundredth."""
+    rows = torch.full((1, 10_000_000), value)
+    factor = clip_factors({"a": rows}, clipping)
+    bound = 1.0 if clipping == "auto" else clipping
+    length = abs(float(factor[0])) * float(rows[0, 0]) * math.sqrt(rows.numel())
+    assert 0.99 * bound < length <= bound
 
 
 @pytest.mark.parametrize("clipping", [1.0, "auto"])
 def test_a_zero_gradient_stays_zero(clipping):
-    gradients = {"a": torch.zeros(2, 3)}
-    factors = clip_factors(gradients, clipping)
+    factors = clip_factors({"a": torch.zeros(2, 3)}, clipping)
     assert torch.isfinite(factors).all()
-    assert not (factors[:, None] * gradients["a"]).any()
+    assert not summed(Given({"a": torch.zeros(2, 3)}), clipping).any()
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_gradient_below_c_is_left_as_it_is():
+    small = {"a": torch.tensor([[0.3, -0.4]])}
+    assert summed(Given(small), 0.501).tolist() == small["a"][0].double().tolist()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
 @pytest.mark.parametrize("clipping", [1.0, "auto"])
 def test_a_gradient_that_is_not_finite_is_refused(value, clipping):
+    """Also one whose square is not: no norm would bound it."""
     gradients = {"a": torch.zeros(2, 3), "b": torch.zeros(2, 4)}
     gradients["b"][1, 2] = value
     with pytest.raises(PrivacyError, match="not finite"):
-        clip_factors(gradients, clipping)
+        step(Given(gradients), max_grad_norm=clipping)
 
 
-def test_a_step_with_a_weight_that_is_not_finite_is_refused(tiny_classifier, make_site, rows):
-    model = tiny_classifier
-    examples = make_site(model, rows)
-    model.load({name: np.zeros(shape, np.float32) for name, shape in model.shapes.items()})
-    broken = np.full(model.shapes["head.weight"], np.inf, np.float32)
-    model.load({"head.weight": broken})
-    with pytest.raises(PrivacyError, match="not finite"):
-        step(model, examples, names_of(model, "B only"))
-
-
-LONG = "seizure tremor ataxia " * 40
-
-
-@pytest.mark.parametrize("clipping", [0.25, "auto"])
-@pytest.mark.parametrize("scale", [0.3, 3.0])
-@pytest.mark.parametrize("others", [1, 99], ids=["to one", "to eight"])
-def test_adding_one_patient_moves_the_sum_by_at_most_c(
-    model, make_site, rows, randomised, no_noise, clipping, scale, others
-):
-    """Neighbouring data: a patient with four records, one of them very long, comes or goes."""
-    randomised(model, scale=scale)
-    names = names_of(model, "both")
-    odd = [("new", text, "measles") for text in (LONG, "x", "fever rash", LONG[:60])]
-    larger = make_site(model, [*rows[:others], *odd])
-    smaller = make_site(model, rows[:others])
-    bound = 1.0 if clipping == "auto" else clipping
-    denominator = 6.4  # public: the same with and without the patient
-    terms = {"max_grad_norm": clipping, "denominator": denominator}
-    joined, _ = step(model, larger, names, **terms)
-    without, _ = step(model, smaller, names, **terms)
-    moved = denominator * norm({n: joined[n] - without[n] for n in names})
-    assert moved <= bound * (1 + 1e-4)
-    assert moved > 0.1 * bound  # and the patient counts
-
-
-def test_one_unit_is_one_record_where_the_study_says_so(
-    tiny_classifier, make_site, rows, with_terms
-):
-    examples = make_site(tiny_classifier, rows)
-    by_record = with_terms(tiny_classifier.study, privacy={"unit": "record"})
-    by_patient = with_terms(tiny_classifier.study, privacy={"unit": "patient"})
-    assert [u.tolist() for u in units(examples, by_record)] == [[i] for i in range(len(rows))]
-    assert len(units(examples, by_patient)) == 8
-    assert sorted(i for u in units(examples, by_patient) for i in u) == list(range(len(rows)))
-    for own in units(examples, by_patient):
-        assert len({rows[i][0] for i in own}) == 1
-
-
-@pytest.mark.parametrize(("clipping", "bound"), [(0.7, 0.7), ("auto", 1.0)])
-@pytest.mark.parametrize("denominator", [1.0, 25.0])
-def test_the_noise_has_the_variance_that_was_calibrated(
-    minilm_classifier, make_site, rows, clipping, bound, denominator
-):
-    """Σz²/(σC/B̄)² ~ χ²_n. A right σ fails once in 10⁹; with n > 10,000 one wrong by 10 % fails."""
-    model, sigma = minilm_classifier, 1.3
-    examples = make_site(model, rows[:1])
-    noise, loss = step(
-        model,
-        examples,
-        names_of(model, "both"),
-        records_of=[],
-        noise_multiplier=sigma,
-        max_grad_norm=clipping,
-        denominator=denominator,
+@pytest.mark.parametrize(("clipping", "c"), [(0.7, 0.7), ("auto", 1.0)])
+@pytest.mark.parametrize("patients", [0, 1, 5])
+def test_a_step_is_the_formula(clipping, c, patients):
+    """g̃ = (Σ clip(g) + σC z) / B̄ on a grid, in the order of the tensors, for a known z."""
+    source = Given(randoms(patients))
+    z = np.random.default_rng(8).standard_normal(11)
+    found, _ = step(
+        source, noise=Fixed(z), noise_multiplier=1.7, max_grad_norm=clipping, denominator=6.4
     )
-    assert np.isnan(loss)
-    z = np.concatenate([value.double().numpy().ravel() for value in noise.values()])
-    z *= denominator / (sigma * bound)
-    assert len(z) > 10_000
-    low, high = chi2.ppf([5e-10, 1 - 5e-10], len(z))
-    assert low < (z**2).sum() < high
+    grid = 2.0 ** (math.floor(math.log2(1.7 * c)) - 20)
+    whole = np.round((summed(source, clipping) + 1.7 * c * z) / grid)
+    assert {name: tuple(value.shape) for name, value in found.items()} == SHAPES
+    assert all(value.dtype == torch.float32 for value in found.values())
+    assert flat(found).tolist() == (whole * grid / 6.4).astype(np.float32).tolist()
 
 
-def test_every_trained_tensor_gets_noise_even_if_nobody_was_sampled(
-    tiny_classifier, make_site, rows
-):
-    model = tiny_classifier
-    examples = make_site(model, rows)
-    names = names_of(model, "both")
-    noise, _ = step(model, examples, names, sampling_rate=1e-12)
-    assert noise.keys() == names
-    for name, value in noise.items():
-        assert value.shape == model.shapes[name]
-        assert value.ne(0).all()
+@pytest.mark.parametrize("clipping", [0.37, 3.0, "auto"])
+@pytest.mark.parametrize("sigma", [0.6, 1.3, 40.0])
+def test_what_is_released_lies_on_the_grid(clipping, sigma):
+    found = step(nobody(4000), max_grad_norm=clipping, noise_multiplier=sigma)[0]["a"].double()
+    deviation = sigma * (1.0 if clipping == "auto" else clipping)
+    steps = found * 2.0 ** (20 - math.floor(math.log2(deviation)))
+    assert torch.equal(steps, steps.round())
+    assert 0.3 < (steps % 2 == 1).double().mean() < 0.7  # and on no coarser one
+    assert steps.abs().max() > 2**21  # while the noise is far wider than the grid
 
 
-def test_the_noise_is_added_to_a_full_batch_too(tiny_classifier, make_site, rows, randomised):
-    model, sigma = tiny_classifier, 50.0
-    randomised(model)
-    names = names_of(model, "both")
-    noisy, _ = step(model, make_site(model, rows), names, noise_multiplier=sigma)
-    # eight patients' clipped gradients are nothing beside noise of this size
-    z = np.concatenate([value.double().numpy().ravel() for value in noisy.values()]) / sigma
-    low, high = chi2.ppf([5e-10, 1 - 5e-10], len(z))
-    assert low * 0.9 < (z**2).sum() < high * 1.1
+@pytest.mark.parametrize(("clipping", "c"), [(0.7, 0.7), ("auto", 1.0)])
+@pytest.mark.parametrize("denominator", [1.0, 25.0])
+def test_the_noise_has_the_variance_that_was_calibrated(clipping, c, denominator):
+    """Σz²/(σC/B̄)² ~ χ²_n in each tensor: with n = 20,000 a σ that is wrong by 6 % fails."""
+    shapes = {"a": (200, 100), "b": (20_000,), "c": (4, 50, 100)}
+    source = Given({name: torch.zeros(0, *shape) for name, shape in shapes.items()})
+    found, loss = step(
+        source, noise_multiplier=1.3, max_grad_norm=clipping, denominator=denominator
+    )
+    assert math.isnan(loss)
+    z = np.stack([found[name].double().numpy().ravel() for name in shapes])
+    z *= denominator / (1.3 * c)
+    low, high = chi2.ppf([FALSE_ALARM / 6, 1 - FALSE_ALARM / 6], 20_000)
+    assert (low < (z**2).sum(axis=1)).all()
+    assert ((z**2).sum(axis=1) < high).all()
+    limit = norm.isf(FALSE_ALARM / 6) * math.sqrt(20_000)  # of a sum of so many products
+    for one, other in ((0, 1), (0, 2), (1, 2)):  # each tensor's noise is its own
+        assert abs((z[one] * z[other]).sum()) < limit
 
 
-def test_the_noise_of_a_second_call_is_another(tiny_classifier, make_site, rows):
-    examples = make_site(tiny_classifier, rows)
-    names = names_of(tiny_classifier, "both")
-    torch.manual_seed(3)
-    first, _ = step(tiny_classifier, examples, names, records_of=[])
-    torch.manual_seed(3)
-    second, _ = step(tiny_classifier, examples, names, records_of=[])
-    for name in names:
-        assert not np.isin(first[name].numpy(), second[name].numpy()).any()
+@pytest.mark.parametrize("patients", [0, 5])
+def test_a_step_without_any_patient_adds_its_noise_like_every_other(patients):
+    source = Given(randoms(patients))
+    noise = Fixed(np.ones(11))
+    found, loss = step(source, noise=noise, sampling_rate=1e-12)
+    assert noise.draws == 1
+    assert source.asked == [[]]
+    assert math.isnan(loss)
+    assert {name: tuple(value.shape) for name, value in found.items()} == SHAPES
+    assert flat(found).tolist() == [1.0] * 11
+
+
+def test_every_trained_number_gets_noise():
+    found, _ = step(Given(randoms(3)))
+    again, _ = step(Given(randoms(3)))
+    assert all((found[name] != again[name]).all() for name in SHAPES)
+
+
+def test_too_few_normals_never_make_a_step():
+    with pytest.raises(RuntimeError, match="invalid for input of size 3"):
+        step(Given(randoms(3)), noise=Fixed(np.ones(10)))
 
 
 @pytest.mark.parametrize("sigma", [0.0, -1.0, float("nan")])
-def test_a_step_without_noise_is_refused(tiny_classifier, make_site, rows, sigma):
-    examples = make_site(tiny_classifier, rows)
-    with pytest.raises(PrivacyError, match="noise multiplier"):
-        step(tiny_classifier, examples, names_of(tiny_classifier, "both"), noise_multiplier=sigma)
+def test_a_step_without_noise_is_refused_before_any_gradient(sigma):
+    source = Given(randoms(3))
+    with pytest.raises(PrivacyError, match=f"noise multiplier is {sigma}, expected more than 0"):
+        step(source, noise_multiplier=sigma)
+    assert source.asked == []
 
 
-def test_a_tensor_without_gradients_per_record_is_refused(tiny_classifier, make_site, rows):
-    model = tiny_classifier
-    examples = make_site(model, rows)
-    parameters = dict(model.train_only(names_of(model, "both")))
-    with per_record_gradients(model, parameters):
-        parameters["stray"] = torch.nn.Parameter(torch.zeros(3))
-        with pytest.raises(PrivacyError, match="'stray' has no gradient per record"):
-            private_gradient(
-                model,
-                parameters,
-                examples,
-                examples.records_of(),
-                sampling_rate=1.0,
-                max_grad_norm=1.0,
-                noise_multiplier=1.0,
-                records_per_patient=4,
-                denominator=1.0,
-            )
-    model.train_only(frozenset())
+@pytest.mark.parametrize("rate", [0.03, 0.4])
+def test_patients_are_sampled_independently_at_the_rate(rate):
+    source = Given({"a": torch.zeros(500, 1)})
+    noise = Fixed(np.zeros(1))
+    for _ in range(400):
+        step(source, noise=noise, sampling_rate=rate)
+    assert all(asked == sorted(set(asked)) for asked in source.asked)
+    sizes = [len(asked) for asked in source.asked]
+    low, high = binom.ppf([FALSE_ALARM / 2, 1 - FALSE_ALARM / 2], 500 * 400, rate)
+    assert low <= sum(sizes) <= high
+    assert evenly(source, 400, rate)
+    least = chi2.ppf(FALSE_ALARM, 399) / 399  # a batch of a fixed size has no variance
+    assert np.var(sizes, ddof=1) > least * 500 * rate * (1 - rate)
 
 
-def test_the_model_is_as_before_when_a_step_is_over(tiny_classifier, make_site, rows):
-    model = tiny_classifier
-    examples = make_site(model, rows)
-    before = model.logits(examples.batch(range(4)))
-    step(model, examples, names_of(model, "both"))
-    assert torch.equal(model.logits(examples.batch(range(4))), before)
-    assert not any(module.training for module in model.module.modules())
-    assert not any(getattr(m, "activations", None) for m in model.module.modules())
+def evenly(source, steps, rate):
+    """Return whether each patient was asked for as often as one of ``rate`` may be."""
+    of_each = np.bincount(np.concatenate(source.asked), minlength=source.num_patients)
+    tail = FALSE_ALARM / 2 / source.num_patients
+    low, high = binom.ppf([tail, 1 - tail], steps, rate)
+    return low <= of_each.min() and of_each.max() <= high
+
+
+def test_a_cap_bounds_the_patients_of_a_step_and_favours_none():
+    source = Given({"a": torch.zeros(40, 1)})
+    noise = Fixed(np.zeros(1))
+    for _ in range(600):
+        step(source, noise=noise, batch_cap=7)
+    assert {len(set(asked)) for asked in source.asked} == {7}
+    assert evenly(source, 600, 7 / 40)
+    step(source, noise=noise, batch_cap=41)
+    assert source.asked[-1] == list(range(40))
+
+
+def test_the_loss_is_the_mean_over_the_sampled_records():
+    _, loss = step(Given(randoms(4), size=3), noise=Fixed(np.zeros(11)))
+    assert loss == (0 + 1 + 2 + 3) / 4

@@ -1,14 +1,25 @@
 """A site answers each round of its own study once, and nothing else; no text of a record leaves."""
 
 import base64
+import contextlib
 import logging
 
 import numpy as np
 import pytest
 
-from huizhen.client.site import Mechanism, Site
-from huizhen.protocol.accounting import epsilon
-from huizhen.protocol.errors import HuizhenError, PrivacyError, ProtocolError
+from huizhen.client.ledger import Ledger
+from huizhen.client.site import DEFAULT_MEMORY_MIB, Site
+from huizhen.client.training import train_round
+from huizhen.protocol.accounting import Spend, epsilon
+from huizhen.protocol.errors import (
+    BudgetExhaustedError,
+    ConfigError,
+    HuizhenError,
+    PrivacyError,
+    ProtocolError,
+)
+from huizhen.protocol.ledger_entries import Cap
+from huizhen.protocol.mechanism import Mechanism
 from huizhen.protocol.wire import Message, decode, encode
 from huizhen.strategies.catalogue import make_strategy
 
@@ -24,12 +35,26 @@ def study(tiny_classifier, with_terms):
 
 
 @pytest.fixture
-def make(tiny_classifier, make_site, rows):
-    """Return a site, and the announcement of a round of a study."""
+def new_ledger(tmp_path):
+    """Return a ledger of its own for each call; its cap covers the study once."""
+    with contextlib.ExitStack() as open_ledgers:
 
-    def make(study, own=rows, name="A"):
-        model = tiny_classifier
-        return Site(name, study, make_site(model, own), model, model.first_tensors(0))
+        def new(epsilon=8.5):
+            path = tmp_path / "site" / f"{len(list(tmp_path.rglob('*.sqlite')))}.sqlite"
+            cap = Cap(epsilon=epsilon, delta=1e-3)
+            return open_ledgers.enter_context(Ledger.create(path, site="A", cohort="rare", cap=cap))
+
+        yield new
+
+
+@pytest.fixture
+def make(tiny_classifier, make_site, rows, new_ledger):
+    """Return a site with a ledger that nothing was spent of."""
+
+    def make(study, own=rows, name="A", ledger=None):
+        model, examples = tiny_classifier, make_site(tiny_classifier, own)
+        ledger = ledger or new_ledger()
+        return Site(name, study, examples, model, model.first_tensors(0), ledger=ledger)
 
     return make
 
@@ -131,7 +156,8 @@ def test_the_mechanism_spends_the_epsilon_of_the_study_and_no_more(study, with_t
     spent = [found.epsilon_after(rounds) for rounds in (0, 1, 2)]
     assert spent[0] == 0 < spent[1] < spent[2] <= 8.0
     assert spent[2] > 7.9
-    assert spent[2] == epsilon(found.noise_multiplier, 0.5, 4, 1e-3)  # 2 rounds of 2 steps
+    four = Spend(noise_multiplier=found.noise_multiplier, sampling_rate=0.5, steps=4)
+    assert spent[2] == epsilon([four], 1e-3)  # 2 rounds of 2 steps
     assert make_strategy(private).trains({"a.lora_A": (1,)}, 1) == frozenset()
 
 
@@ -145,6 +171,84 @@ def test_a_private_update_is_noised_in_every_tensor(tiny_classifier, study, make
         found.append(decode(envelope.data, shapes=shapes).tensors)
     for name in names:
         assert (found[0][name] != found[1][name]).mean() > 0.9, name
+
+
+def test_a_private_round_is_protected_as_the_study_asks(
+    tiny_classifier, study, make, with_terms, monkeypatch
+):
+    given = []
+
+    def noted(*args, **kwargs):
+        given.append(kwargs["protection"])
+        return train_round(*args, **kwargs)
+
+    monkeypatch.setattr("huizhen.client.site.train_round", noted)
+    make(study).answer(announcement(tiny_classifier, study), 1)
+    private = with_terms(study, privacy={"unit": "patient"})
+    make(private).answer(announcement(tiny_classifier, private), 1)
+    assert given[0] is None
+    assert given[1].noise_multiplier == Mechanism.of(private).noise_multiplier
+    assert given[1].memory.limit == DEFAULT_MEMORY_MIB * 2**20
+
+
+def test_a_private_site_without_memory_for_its_longest_record_is_refused(
+    minilm_classifier, make_site, rows, new_ledger
+):
+    model, study, ledger = minilm_classifier, minilm_classifier.study, new_ledger()
+    examples, first = make_site(model, rows), model.first_tensors(0)
+    with pytest.raises(ConfigError, match=r"needs about \d+ MiB to train, memory_mib is 1"):
+        Site("A", study, examples, model, first, ledger=ledger, memory_mib=1)
+    assert ledger.head().sequence == 1  # nothing was reserved
+    Site("A", study, examples, model, first, ledger=ledger, memory_mib=4)
+
+
+def test_a_model_that_couples_records_is_refused_where_it_matters_and_before_it_is_paid(
+    tiny_classifier, study, make, new_ledger, with_terms, monkeypatch
+):
+    plain = tiny_classifier.losses
+
+    def per_token(batch):
+        losses, counts = plain(batch)
+        return losses / batch.mask.sum(), counts
+
+    monkeypatch.setattr(tiny_classifier, "losses", per_token)
+    ledger = new_ledger()
+    with pytest.raises(PrivacyError, match="cannot be trained privately"):
+        make(with_terms(study, privacy={"unit": "patient"}), ledger=ledger)
+    assert ledger.head().sequence == 1
+    make(study)
+
+
+def test_a_private_site_without_a_ledger_is_refused(
+    tiny_classifier, study, make_site, rows, with_terms
+):
+    model = tiny_classifier
+    private = with_terms(study, privacy={"unit": "patient"})
+    with pytest.raises(PrivacyError, match="joins a private study without its ledger"):
+        Site("A", private, make_site(model, rows), model, model.first_tensors(0))
+
+
+def test_a_study_that_the_cap_does_not_cover_is_refused(study, make, new_ledger, with_terms):
+    with pytest.raises(BudgetExhaustedError):
+        make(with_terms(study, privacy={"unit": "patient"}), ledger=new_ledger(epsilon=7.5))
+
+
+def test_each_round_is_charged_before_its_first_gradient(
+    tiny_classifier, study, make, new_ledger, with_terms, monkeypatch
+):
+    private, ledger = with_terms(study, privacy={"unit": "patient"}), new_ledger()
+    site = make(private, ledger=ledger)
+    seen = []
+
+    def noted(*args, **kwargs):
+        seen.append(ledger.totals().epsilon_charged)
+        return train_round(*args, **kwargs)
+
+    monkeypatch.setattr("huizhen.client.site.train_round", noted)
+    assert ledger.totals().epsilon_charged == 0
+    for round in (1, 2):
+        site.answer(announcement(tiny_classifier, private, round), round)
+    assert seen == [Mechanism.of(private).epsilon_after(rounds) for rounds in (1, 2)]
 
 
 CANARIES = ["zyxKANARIE", "密语金丝雀"]

@@ -2,14 +2,22 @@
 
 import dataclasses
 import math
+import threading
 
 import numpy as np
 import pytest
+import torch
 
 from huizhen.client import training
 from huizhen.client.dp_sgd import private_gradient
-from huizhen.client.training import learning_rate, train_round
+from huizhen.client.model_checks import Memory
+from huizhen.client.patient_gradients import ModelGradients
+from huizhen.client.randomness import NoiseSource
+from huizhen.client.training import Protection, learning_rate, train_round, units
 from huizhen.protocol.errors import PrivacyError
+from huizhen.protocol.mechanism import Mechanism
+
+MEMORY = Memory(limit=1 << 30, per_token=1e4)
 
 
 @pytest.fixture
@@ -20,8 +28,9 @@ def plain(tiny_classifier, with_terms):
 
 def train(model, examples, study, *, names=None, round=1, site="A", sigma=None):
     names = frozenset(model.shapes) if names is None else names
+    protection = None if sigma is None else Protection(sigma, MEMORY)
     return train_round(
-        model, examples, study, site=site, round=round, names=names, noise_multiplier=sigma
+        model, examples, study, site=site, round=round, names=names, protection=protection
     )
 
 
@@ -89,34 +98,102 @@ def test_a_report_counts_steps_and_tokens(tiny_classifier, make_site, rows, with
 
 
 @pytest.mark.parametrize("patients", [1, 3, 8])
-@pytest.mark.parametrize("rate", [1e-9, 0.5, 1.0])
+@pytest.mark.parametrize("rate", [0.01, 0.5, 1.0])
 def test_private_training_takes_the_agreed_steps_whatever_the_data(
     tiny_classifier, make_site, rows, with_terms, monkeypatch, patients, rate
 ):
-    calls = []
+    calls, sources = [], []
     step = private_gradient
 
-    def counted(*args, **kwargs):
-        calls.append(kwargs)
-        return step(*args, **kwargs)
+    def counted(source, shapes, *, noise, **kwargs):
+        calls.append((source.num_patients, noise, kwargs))
+        return step(source, shapes, noise=noise, **kwargs)
+
+    def noted(*args, **kwargs):
+        sources.append(kwargs)
+        return ModelGradients(*args, **kwargs)
 
     monkeypatch.setattr(training, "private_gradient", counted)
+    monkeypatch.setattr(training, "ModelGradients", noted)
     study = with_terms(
         tiny_classifier.study,
-        privacy={"sampling_rate": rate, "records_per_patient": 3, "max_grad_norm": 0.5},
+        privacy={
+            "sampling_rate": rate,
+            "records_per_patient": 3,
+            "max_grad_norm": 0.5,
+            "batch_cap": 20,
+        },
         rounds={"local_steps": 5},
     )
     few = [row for row in rows if int(row[0][1:]) < patients]
     report = train(tiny_classifier, make_site(tiny_classifier, few), study, sigma=1.7)
     assert report.steps == len(calls) == 5
-    for terms in calls:
+    assert sources == [{"records_per_patient": 3, "memory": MEMORY}]
+    for own, _, terms in calls:
+        assert own == patients
         assert terms == {
             "sampling_rate": rate,
             "max_grad_norm": 0.5,
             "noise_multiplier": 1.7,
-            "records_per_patient": 3,
             "denominator": rate * 8,  # of the public size, not of the true one
+            "batch_cap": 20,
         }
+    (noise,) = {noise for _, noise, _ in calls}
+    with pytest.raises(IndexError):
+        noise.draw()  # as many draws as steps
+
+
+@pytest.mark.parametrize("unit", ["patient", "record"])
+@pytest.mark.parametrize("clipping", [0.3, "auto"])
+def test_a_private_round_is_the_slow_twins_but_for_its_noise(
+    tiny_classifier, make_site, rows, randomised, with_terms, monkeypatch, unit, clipping
+):
+    """Without noise and with everyone sampled, against one record after the other."""
+    draw = NoiseSource.draw
+    monkeypatch.setattr(NoiseSource, "draw", lambda self: np.zeros_like(draw(self)))
+    model, names = tiny_classifier, sorted(tiny_classifier.shapes)
+    before = randomised(model)
+    examples = make_site(model, rows)
+    study = with_terms(
+        model.study,
+        privacy={
+            "unit": unit,
+            "sampling_rate": 1.0,
+            "max_grad_norm": clipping,
+            "learning_rate": 0.7,
+        },
+        rounds={"local_steps": 1},
+    )
+    parameters = model.train_only(frozenset(names))
+    total = torch.zeros(sum(p.numel() for p in parameters.values()), dtype=torch.float64)
+    for records in [[i] for i in range(len(rows))] if unit == "record" else examples.records_of():
+        each = []
+        for i in records:
+            loss = model.losses(examples.batch([i]))[0].sum()
+            grads = torch.autograd.grad(loss, list(parameters.values()))
+            each.append(torch.cat([grad.double().flatten() for grad in grads]))
+        own = torch.stack(each).mean(0)
+        bound = own.norm() + 0.01 if clipping == "auto" else max(own.norm() / clipping, 0.999)
+        total += 0.999 * own / bound
+    report = train(model, examples, study, sigma=1.7)
+    after = model.read(frozenset(names))
+    moved = np.concatenate([(after[n] - before[n]).astype(np.float64).ravel() for n in parameters])
+    expected = -0.7 * total.numpy() / 8
+    assert np.linalg.norm(moved - expected) < 1e-5 * np.linalg.norm(expected)  # the grid's
+    assert report.steps == 1
+
+
+def test_one_unit_is_one_record_where_the_study_says_so(
+    tiny_classifier, make_site, rows, with_terms
+):
+    examples = make_site(tiny_classifier, rows)
+    by_record = with_terms(tiny_classifier.study, privacy={"unit": "record"})
+    by_patient = with_terms(tiny_classifier.study, privacy={"unit": "patient"})
+    assert [u.tolist() for u in units(examples, by_record)] == [[i] for i in range(len(rows))]
+    assert len(units(examples, by_patient)) == 8
+    assert sorted(i for u in units(examples, by_patient) for i in u) == list(range(len(rows)))
+    for own in units(examples, by_patient):
+        assert len({rows[i][0] for i in own}) == 1
 
 
 def test_a_private_round_is_never_the_same_twice(tiny_classifier, make_site, rows, randomised):
@@ -129,9 +206,22 @@ def test_a_private_round_is_never_the_same_twice(tiny_classifier, make_site, row
     assert len(found) == 2
 
 
-def test_a_private_round_without_sigma_is_refused(tiny_classifier, make_site, rows):
-    with pytest.raises(PrivacyError, match="noise multiplier"):
+def test_a_private_round_without_protection_is_refused(tiny_classifier, make_site, rows):
+    with pytest.raises(PrivacyError, match="training needs its noise multiplier"):
         train(tiny_classifier, make_site(tiny_classifier, rows), tiny_classifier.study)
+
+
+def test_a_private_round_with_less_noise_than_the_study_asks_is_refused(
+    tiny_classifier, make_site, rows, randomised
+):
+    before = randomised(tiny_classifier)
+    study, examples = tiny_classifier.study, make_site(tiny_classifier, rows)
+    sigma = Mechanism.of(study).noise_multiplier
+    with pytest.raises(PrivacyError, match=f"the study's is {sigma}: nothing was trained"):
+        train(tiny_classifier, examples, study, sigma=sigma * 0.999)
+    after = tiny_classifier.read(frozenset(before))
+    assert all((after[name] == before[name]).all() for name in before)
+    train(tiny_classifier, examples, study, sigma=sigma)
 
 
 def test_nothing_is_left_trainable_after_a_round_even_a_failed_one(
@@ -144,6 +234,20 @@ def test_nothing_is_left_trainable_after_a_round_even_a_failed_one(
     for parameter in tiny_classifier.module.parameters():
         assert not parameter.requires_grad
         assert parameter.grad is None
+    assert not any(thread.name.startswith("noise") for thread in threading.enumerate())
+
+
+def test_the_model_is_as_before_when_a_private_round_is_over(tiny_classifier, make_site, rows):
+    model = tiny_classifier
+    examples = make_site(model, rows)
+    before = model.read(frozenset(model.shapes))
+    logits = model.logits(examples.batch(range(4)))
+    train(model, examples, model.study, sigma=1.0)
+    model.load(before)
+    assert torch.equal(model.logits(examples.batch(range(4))), logits)
+    assert not any(module.training for module in model.module.modules())
+    linears = [m for m in model.module.modules() if type(m) is torch.nn.Linear]
+    assert not any("forward" in vars(linear) for linear in linears)
 
 
 def test_an_optimiser_remembers_nothing_of_the_round_before(
@@ -221,10 +325,8 @@ def test_a_step_moves_against_the_private_gradient(
 ):
     before = randomised(tiny_classifier)
 
-    def ones(model, parameters, *args, **kwargs):
-        import torch
-
-        return {name: torch.ones_like(p) for name, p in parameters.items()}, math.nan
+    def ones(source, shapes, **kwargs):
+        return {name: torch.ones(shape) for name, shape in shapes.items()}, math.nan
 
     monkeypatch.setattr(training, "private_gradient", ones)
     study = with_terms(

@@ -10,6 +10,10 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 from huizhen.learning.export import export_adapter
+from huizhen.learning.model import pad
+from huizhen.learning.models import make_model
+from huizhen.learning.tabular import TabularEncoder
+from huizhen.protocol.study import parse_study
 
 
 @pytest.fixture
@@ -112,3 +116,54 @@ def test_only_the_adapter_and_the_head_are_exported(minilm_classifier, randomise
     )
     name = "encoder.layer.5.attention.self.query.lora_A"
     assert np.array_equal(lora[f"base_model.model.{name}.weight"].numpy(), tensors[name])
+
+
+@pytest.fixture
+def tabular():
+    """Return a linear model of three features with some classes."""
+
+    def make(labels, missing="refuse"):
+        ranges = {"sex": [0, 1], "age": [20, 70], "été": [-1.5, 2.5]}
+        task = {"features": ranges, "label": "sick", "labels": labels, "missing": missing}
+        tables = {
+            "study": {"name": "risk"},
+            "task": {"kind": "tabular", **task},
+            "strategy": {"name": "fedavg"},
+        }
+        return make_model(parse_study(tables, "s"), None)
+
+    return make
+
+
+@pytest.mark.parametrize("labels", [["no", "yes"], ["no", "yes", "perhaps"]])
+def test_a_linear_model_gives_a_stranger_with_numpy_the_same_probabilities(
+    labels, tabular, randomised, export, monkeypatch
+):
+    model = tabular(labels)
+    folder = export(model, randomised(model, scale=2.0))
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md",
+        "features.json",
+        "model.safetensors",
+    }
+    about = json.loads((folder / "features.json").read_text(encoding="utf-8"))
+    assert about["labels"] == labels
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    assert model.study.digest() in readme
+    assert "Only a test." in readme
+    record = {"age": 81, "sex": 1, "été": 0.25, "sick": "yes"}
+    found = {"values": np.array([record[one["name"]] for one in about["features"]])}
+    monkeypatch.chdir(folder)
+    exec(readme.split("```python\n")[1].split("```")[0], found)  # noqa: S102  # our own lines
+    p = np.array([1 - found["p"], found["p"]]) if len(labels) == 2 else found["p"]
+    features = torch.from_numpy(TabularEncoder(model.study.task).encode(record, "a:1").ids)
+    ours = model.logits(pad([features], [0], [0], [features]))[0].softmax(dim=0)
+    assert p == pytest.approx(ours.numpy(), rel=1e-5)
+
+
+def test_a_linear_model_says_what_stands_in_for_a_missing_value(tabular, randomised, export):
+    for missing, text in (("refuse", "no value may be missing"), ("middle", "0 where the value")):
+        model = tabular(["no", "yes"], missing)
+        folder = export(model, randomised(model))
+        assert text in (folder / "README.md").read_text(encoding="utf-8")
+        assert json.loads((folder / "features.json").read_text())["missing"] == missing

@@ -235,7 +235,7 @@ def test_modules_that_get_no_gradient_are_refused(minilm, make_study, monkeypatc
         intermediate_size=16,
     )
     with_pooler = BertModel(config, add_pooling_layer=True).requires_grad_(False).eval()
-    monkeypatch.setattr(module, "load_model", lambda base, causal_lm: (with_pooler, tokenizer))
+    monkeypatch.setattr(module, "load_model", lambda base, **_: (with_pooler, tokenizer))
     with pytest.raises(ConfigError, match=r"reach 'pooler.dense', which gets no gradient"):
         AdaptedModel(minilm, make_study(adapter={"target_modules": ["query", "dense"]}))
 

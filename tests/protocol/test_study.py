@@ -16,7 +16,7 @@ from huizhen.protocol.errors import ConfigError
 from huizhen.protocol.study import FORMAT, SECTIONS, Study, parse_study
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-DIGEST = "4aaa429e4fd97920a6db41d7fff2d5ec0544f4d20f53901181c0a8f389dd216f"
+DIGEST = "bf7fff2d9a155adcfd731b0da0a5ab6bbe02542841c6e59230531b213c3ac466"
 
 MINIMAL = """
 [study]
@@ -44,7 +44,7 @@ patients_public = 130
 # Every field set, none to its default; the digest walks over it.
 FULL: dict[str, dict[str, Any]] = {
     "study": {"name": "full", "purpose": "p", "seed": 11},
-    "base": {"name": "tiny", "digests": {"a": "00", "b": "11"}},
+    "base": {"name": "tiny", "digests": {"a": "00", "b": "11"}, "dtype": "bfloat16"},
     "adapter": {"rank": 3, "alpha": 7.5, "target_modules": ["q", "v"], "layers": 2},
     "task": {
         "kind": "classification",
@@ -68,6 +68,9 @@ FULL: dict[str, dict[str, Any]] = {
         "records_per_patient": 2,
         "learning_rate": 0.01,
         "optimizer": "adamw",
+        "batch_cap": 900,
+        "metrics_epsilon": 0.4,
+        "metrics_minimum": 17,
     },
     "strategy": {"name": "fedavg", "weights": "public"},
     "rounds": {
@@ -84,6 +87,17 @@ FULL: dict[str, dict[str, Any]] = {
         "quorum": 1,
     },
     "sites": {"north": {"patients_public": 700}, "south": {"patients_public": 130}},
+}
+TABULAR: dict[str, dict[str, Any]] = {
+    **{name: terms for name, terms in FULL.items() if name not in ("base", "adapter")},
+    "task": {
+        "kind": "tabular",
+        "features": {"age": [18, 99.5], "sex": [0, 1]},
+        "missing": "middle",
+        "label": "icd",
+        "labels": ["G12", "G11"],
+        "label_smoothing": 0.07,
+    },
 }
 INSTRUCTION = {"kind": "instruction", "text": "{q}", "answer": "{a}", "system": "be brief"}
 
@@ -130,7 +144,11 @@ def test_the_resolved_document_holds_every_field_and_its_default():
         "records_per_patient": 4,
         "learning_rate": None,
         "optimizer": "sgd",
+        "batch_cap": None,
+        "metrics_epsilon": None,
+        "metrics_minimum": 10,
     }
+    assert found["base"]["dtype"] == "float32"
     assert found["strategy"] == {"name": "ffa_ortho", "weights": "equal"}
 
     def names(value):
@@ -170,27 +188,40 @@ def replaced(value, path):
 
 
 STUDY = parse_study(FULL, "study.toml")
-LEAVES = list(leaves(STUDY))
+TABULAR_STUDY = parse_study(TABULAR, "study.toml")
+LEAVES = [
+    *((STUDY, path) for path in leaves(STUDY)),
+    *((TABULAR_STUDY, path) for path in leaves(TABULAR_STUDY) if path[0] == "task"),
+]
 
 
 def test_the_walk_meets_every_field_of_every_section():
-    assert {path[:2] for path in LEAVES} >= {
+    found = {path for _, path in LEAVES}
+    assert {path[:2] for path in found} >= {
         (section, field.name)
         for section in SECTIONS
         if section != "sites"
         for field in dataclasses.fields(getattr(STUDY, section))
     }
-    assert ("sites", "north", "patients_public") in LEAVES
-    assert ("base", "digests", "a") in LEAVES
+    assert ("sites", "north", "patients_public") in found
+    assert ("base", "digests", "a") in found
+    assert ("task", "features", "age", 0) in found
     for section in SECTIONS:  # a new field must be added to FULL, away from its default
         if section != "sites":
             unset = {field.name for field in dataclasses.fields(getattr(STUDY, section))}
-            assert unset - FULL[section].keys() <= {"answer", "system"}
+            assert unset - FULL[section].keys() <= {
+                "answer",
+                "system",
+                "features",
+                "missing",
+            }
 
 
-@pytest.mark.parametrize("path", LEAVES, ids=lambda path: ".".join(map(str, path)))
-def test_the_digest_changes_with_every_field(path):
-    assert replaced(STUDY, path).digest() != STUDY.digest()
+@pytest.mark.parametrize(
+    ("study", "path"), LEAVES, ids=lambda value: "" if isinstance(value, Study) else str(value)
+)
+def test_the_digest_changes_with_every_field(study, path):
+    assert replaced(study, path).digest() != study.digest()
     assert parse_study(FULL, "study.toml") == STUDY
 
 
@@ -239,6 +270,7 @@ REFUSED = [
     ("study", "purpose", 5),
     ("base", "name", 5),
     ("base", "digests", {"a": 1}),
+    *[("base", "dtype", value) for value in ["float16", "", 32]],
     *[("adapter", "rank", value) for value in [0, -8, 8.0, True, "8", 2**60]],
     *[("adapter", "alpha", value) for value in [0, -1, NAN, INF, True, "16", 10**400]],
     *[("adapter", "target_modules", value) for value in [[], "query", [1], {}]],
@@ -261,6 +293,9 @@ REFUSED = [
     *[("privacy", "records_per_patient", value) for value in [0, -1, 1.5, True]],
     *[("privacy", "learning_rate", value) for value in [0, -1e-3, NAN, INF, True]],
     ("privacy", "optimizer", "adam"),
+    *[("privacy", "batch_cap", value) for value in [0, -1, 900.0, True, "900"]],
+    *[("privacy", "metrics_epsilon", value) for value in [0, -0.1, NAN, INF, True]],
+    *[("privacy", "metrics_minimum", value) for value in [0, -1, 10.0, True]],
     ("strategy", "name", 1),
     ("strategy", "weights", "size"),
     *[
@@ -298,6 +333,7 @@ ACCEPTED = [
     ("privacy", "sampling_rate", 1),
     ("privacy", "max_grad_norm", "auto"),
     ("privacy", "epsilon", 1e-3),
+    ("privacy", "metrics_minimum", 1),
     ("rounds", "count", 1_000_000),
     ("rounds", "quorum", 1),
 ]
@@ -335,6 +371,25 @@ def test_a_delta_that_would_allow_to_publish_one_patient_is_refused_by_site(delt
 def test_a_delta_under_one_in_the_largest_site_is_accepted_and_without_privacy_any_is():
     assert parse_study(changed("privacy", delta=0.0014), "s").is_private
     assert not parse_study(changed("privacy", delta=0.5, unit="none"), "s").is_private
+
+
+# q = 0.3: north has 210 + 4 · √210 = 267.97 patients, south 39 + 4 · √39 = 63.98.
+def test_a_cap_that_cuts_into_ordinary_batches_is_refused_by_site_with_the_least_that_serves():
+    message = refusal(changed("privacy", batch_cap=267))
+    assert message == (
+        "[privacy] batch_cap is 267, site 'north' has about 700 patients: it must be at least 268"
+    )
+    assert parse_study(changed("privacy", batch_cap=268), "s").privacy.batch_cap == 268
+    assert parse_study(changed("privacy", batch_cap=None), "s").privacy.batch_cap is None
+    alone = changed("sites", north=None)
+    alone["privacy"]["batch_cap"] = 64
+    assert parse_study(alone, "s").privacy.least_batch_cap(130) == 64
+    alone["privacy"]["batch_cap"] = 63
+    assert "'south'" in refusal(alone)
+
+
+def test_a_cap_says_nothing_of_a_study_without_privacy():
+    assert parse_study(changed("privacy", batch_cap=1, unit="none"), "s").privacy.batch_cap == 1
 
 
 @pytest.mark.parametrize(
@@ -379,6 +434,69 @@ def test_each_kind_of_task_needs_its_own_keys_and_refuses_the_others():
     for key in ("label", "label_text"):
         message = refusal({**tables, "task": {**INSTRUCTION, key: "x"}})
         assert f"{key} has no meaning for kind 'instruction'" in message
+
+
+def tabular_with(**terms):
+    """Return the tables of TABULAR with some values of the task changed; None removes a key."""
+    task = {**TABULAR["task"], **terms}
+    return {**TABULAR, "task": {name: value for name, value in task.items() if value is not None}}
+
+
+def test_a_tabular_study_has_no_base_and_no_adapter_and_its_digest_says_so():
+    study = TABULAR_STUDY
+    assert study.base is None
+    assert study.adapter is None
+    assert study.task.features == {"age": (18.0, 99.5), "sex": (0.0, 1.0)}
+    resolved = json.loads(study.canonical())
+    assert resolved["base"] is resolved["adapter"] is None
+    for section in ("base", "adapter"):
+        message = refusal({**TABULAR, section: FULL[section]})
+        assert message == f"[{section}] has no meaning for kind 'tabular': remove the section"
+
+
+def test_a_tabular_study_names_a_strategy_that_needs_no_lora():
+    for terms in ({}, {"name": "ffa_ortho"}, {"name": "rolora"}):
+        message = refusal({**TABULAR, "strategy": terms})
+        assert "a tabular study has no LoRA: set name = 'fedavg'" in message
+
+
+def test_a_tabular_study_needs_features_and_a_label_and_refuses_what_is_of_texts():
+    assert "has no 'features', a tabular task needs" in refusal(tabular_with(features=None))
+    assert "has no 'features', a tabular task needs" in refusal(tabular_with(features={}))
+    assert "needs the field that holds the class" in refusal(tabular_with(label=None))
+    for key in ("text", "label_text", "answer", "system"):
+        message = refusal(tabular_with(**{key: "x"}))
+        assert f"{key} has no meaning for kind 'tabular'" in message
+    assert "head has no meaning" in refusal(tabular_with(head="normalised"))
+    for kind in (FULL["task"], INSTRUCTION):
+        message = refusal({**FULL, "task": {**kind, "features": {"age": [0, 1]}}})
+        assert "features has no meaning for kind" in message
+        message = refusal({**FULL, "task": {**kind, "missing": "middle"}})
+        assert "missing has no meaning for kind" in message
+
+
+@pytest.mark.parametrize(
+    "bounds", [[], [1], [0, 1, 2], [1, 1], [2, 1], [0, INF], [NAN, 1], ["0", 1], 5, True]
+)
+def test_a_range_that_scales_nothing_is_refused_by_feature(bounds):
+    message = refusal(tabular_with(features={"age": bounds}))
+    assert message.startswith("study.toml [task] features")
+    assert "age" in message
+
+
+def test_the_order_of_features_is_not_agreed_and_their_names_and_ranges_are():
+    digests = {
+        parse_study(tabular_with(features=features), "s").digest()
+        for features in (
+            {"age": [18, 99.5], "sex": [0, 1]},
+            {"sex": [0, 1], "age": [18, 99.5]},
+            {"sex": [18, 99.5], "age": [0, 1]},
+            {"sexe": [0, 1], "age": [18, 99.5]},
+            {"sex": [0, 2], "age": [18, 99.5]},
+            {"sex": [0, 1]},
+        )
+    }
+    assert len(digests) == 5
 
 
 def test_the_quorum_is_all_sites_unless_the_study_says_otherwise():

@@ -8,6 +8,7 @@ from huizhen.simulations.experiment import ARMS, SplitTerms, load_experiment
 
 def test_a_file_gives_its_study_and_its_simulation(experiment_file):
     experiment = load_experiment(experiment_file())
+    assert experiment.study.adapter is not None
     assert experiment.study.adapter.target_modules == ("q_proj", "v_proj")
     assert experiment.simulation.arms == ARMS
     assert experiment.simulation.site == "hospital"

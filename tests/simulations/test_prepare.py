@@ -1,6 +1,7 @@
 """From a file to examples: public sizes, labels, base digests, and what a site must have."""
 
 import dataclasses
+import json
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,57 @@ from huizhen.simulations.partition import read_sites
 from huizhen.simulations.prepare import complete_study, prepare, round_two_digits, subset
 
 DROPPED = "De-identification dropped the fields hospital, id, split."
+
+
+TABULAR = """
+[study]
+name = "risk"
+[task]
+kind = "tabular"
+features = {{age = [20, 70], sex = [0, 1]}}
+label = "sick"
+[strategy]
+name = "fedavg"
+[privacy]
+delta = 1e-3
+[simulation]
+data = {data}
+site = "hospital"
+patient = "id"
+"""
+
+
+@pytest.fixture
+def prepared_numbers(tmp_path, home):
+    """Return what a tabular experiment gives on rows of hospital, split, age, sex and sick."""
+
+    def make(rows, *changes, more=""):
+        fields = ("hospital", "split", "age", "sex", "sick")
+        records = [
+            {"id": f"p{i}", **dict(zip(fields, row, strict=True))} for i, row in enumerate(rows)
+        ]
+        data = tmp_path / "rows.jsonl"
+        data.write_text("".join(f"{json.dumps(one)}\n" for one in records), encoding="utf-8")
+        text = TABULAR.format(data=json.dumps(str(data)))
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        path = tmp_path / "tabular.toml"
+        path.write_text(text + more, encoding="utf-8")
+        experiment = load_experiment(path)
+        sites = read_sites(experiment.simulation, experiment.study.task.label)
+        study = complete_study(experiment, sites, home)
+        return prepare(experiment, study, sites, home=home, say=lambda text: None)
+
+    return make
+
+
+NUMBERS = [
+    *[("North", "train", 20 + 5 * i, i % 2, "no" if i < 4 else "yes") for i in range(8)],
+    *[("South", "train", 30 + 5 * i, i % 2, "no" if i < 2 else "yes") for i in range(6)],
+    ("North", "test", 71, 1, "yes"),
+    ("South", "test", 44, 0, "no"),
+]
 
 
 @pytest.fixture
@@ -165,3 +217,45 @@ def test_preparing_says_what_it_does_and_shows_no_record(prepared, cohort):
     said: list[str] = []
     prepared(records=[one | {"text": f"SECRET {one['text']}"} for one in cohort()], say=said.append)
     assert said == ["reading 18 records of site North", "reading 18 records of site South"]
+
+
+def test_a_tabular_study_is_completed_without_a_base(prepared_numbers):
+    found = prepared_numbers(NUMBERS)
+    study = found.study
+    assert study.base is None
+    assert study.adapter is None
+    assert study.task.labels == ("no", "yes")
+    assert {name: terms.patients_public for name, terms in study.sites.items()} == {
+        "North": 8,
+        "South": 6,
+    }
+    assert found.train["North"].inputs[1].tolist() == pytest.approx([-0.8, 1.0])
+    assert found.notes == (
+        "1 of 16 records had a feature outside its public range, moved to the edge.",
+        DROPPED,
+    )
+
+
+def test_a_missing_number_is_refused_by_field_and_line_unless_the_study_says_otherwise(
+    prepared_numbers,
+):
+    rows = [*NUMBERS[:3], ("North", "train", None, 0, "yes"), *NUMBERS[4:]]
+    with pytest.raises(GovernanceError, match=r"^rows\.jsonl:4: 'age' is missing"):
+        prepared_numbers(rows)
+    middle = ('label = "sick"', 'label = "sick"\nmissing = "middle"')
+    found = prepared_numbers(rows, middle)
+    assert found.train["North"].inputs[3].tolist() == [0.0, -1.0]
+
+
+def test_a_feature_that_no_record_has_is_named(prepared_numbers):
+    with pytest.raises(ConfigError, match=r"reads the field 'agee', no record has it: did you me"):
+        prepared_numbers(NUMBERS, ("age =", "agee ="))
+
+
+def test_one_class_is_no_tabular_task(prepared_numbers):
+    rows = [(*row[:4], "yes") for row in NUMBERS]
+    with pytest.raises(ConfigError, match=r"'sick' has 1 classes"):
+        prepared_numbers(rows)
+    listed = ('label = "sick"', 'label = "sick"\nlabels = ["yes"]')
+    with pytest.raises(ConfigError, match=r"labels has 1 classes"):
+        prepared_numbers(rows, listed)

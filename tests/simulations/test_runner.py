@@ -10,9 +10,10 @@ import torch
 from huizhen.learning.bases import load_model
 from huizhen.protocol.errors import AggregationError
 from huizhen.server.rounds import Coordinator
-from huizhen.simulations import federation, runner
+from huizhen.simulations import federation, run_folder, runner
 from huizhen.simulations.experiment import load_experiment
 from huizhen.simulations.federation import Watcher
+from huizhen.simulations.report import write_report
 from huizhen.simulations.runner import run_experiment
 
 INSTRUCTION = (
@@ -98,6 +99,65 @@ def test_an_instruction_run_reports_loss_exact_match_and_answers(start):
     assert results["samples"][0]["expected"] in ("asthma", "epilepsy", "measles")
     assert "baseline" not in results
     assert not (folder / "federated" / "head.safetensors").exists()
+
+
+TABULAR = (
+    ('[base]\nname = "tiny"\n', ""),
+    ('[adapter]\nrank = 2\nalpha = 4\ntarget_modules = ["q_proj", "v_proj"]\n', ""),
+    ('kind = "classification"\ntext = "{text}"\n', 'kind = "tabular"\n'),
+    ("max_tokens = 48\n", "features = {fever = [35, 42], age = [0, 99]}\n"),
+    ("[privacy]", '[strategy]\nname = "fedavg"\n[privacy]'),
+    ("learning_rate = 1e-2", "learning_rate = 0.5"),
+)
+
+
+@pytest.fixture
+def numbers(cohort):
+    """Records of two classes that body temperature tells apart, and age does not."""
+    found = []
+    for i, one in enumerate(cohort(patients=40, test=20)):
+        sick = i % 3 > 0
+        found.append(
+            one | {"fever": 40.5 if sick else 36.5, "age": 7 * i % 99, "disease": str(sick)}
+        )
+    return found
+
+
+def test_a_tabular_run_of_all_arms_keeps_the_contract(start, numbers):
+    lines = "seeds = [1, 2]\nsweep_epsilon = [2.0]"
+    site = ('site = "hospital"', f'site = "hospital"\n{lines}')
+    folder, results = start(*TABULAR, site, records=numbers)
+    assert results["kind"] == "tabular"
+    assert results["provenance"]["base"] == "none: a linear model"
+    for name in ("pooled", "federated", "federated_dp"):
+        arm = results["arms"][name]
+        assert arm["metrics"].keys() == {"top1", "macro_f1"}  # the third of two is always right
+        assert len(arm["per_seed"]) == 2
+        # three numbers of four bytes in an update; its header is most of it
+        assert 2 * 12 < arm["rounds"][0]["bytes_up"] < 2000
+        if name != "federated_dp":
+            assert arm["metrics"]["top1"] == 1.0
+    assert all(7.9 < e <= 8 for e in results["arms"]["federated_dp"]["epsilon"].values())
+    assert "baseline" not in results
+    assert [point["epsilon"] for point in results["sweep"]] == pytest.approx([2, 8], rel=0.02)
+    assert {path.name for path in (folder / "federated").iterdir()} == {
+        "README.md",
+        "features.json",
+        "model.safetensors",
+    }
+    assert (folder / "privacy.json").exists()
+    page = write_report(results, folder).read_text(encoding="utf-8")
+    assert "top-1" in page
+    assert "top-3" not in page
+
+
+def test_a_tabular_run_gives_the_same_weights_again_and_goes_on_after_a_stop(start, numbers):
+    arms = ('site = "hospital"', 'site = "hospital"\narms = ["federated"]')
+    _, first = start(*TABULAR, arms, records=numbers, out="one")
+    _, second = start(*TABULAR, arms, records=numbers, out="two")
+    _, again = start(*TABULAR, arms, records=numbers, out="two", resume=True)
+    for results in (second, again):
+        assert results["arms"]["federated"]["per_seed"] == first["arms"]["federated"]["per_seed"]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -198,7 +258,7 @@ def test_the_watcher_hears_of_each_site_and_round(experiment_file, home, tmp_pat
 def test_names_of_files_differ_where_names_of_sites_do(size):
     alphabet = ["a", "A", "0", "4", "%", "/", ".", "丁", "\x04", "e", "2", "d", " ", "é"]
     names = ["".join(letters) for letters in itertools.product(alphabet, repeat=size)]
-    safe = [runner._safe(name) for name in (*names, "4e01", "\x04e01", "丁")]
+    safe = [run_folder.safe_name(name) for name in (*names, "4e01", "\x04e01", "丁")]
     assert len(set(safe)) == len(safe)
     assert all(c.isascii() and (c.isalnum() or c in "-_%") for name in safe for c in name)
 

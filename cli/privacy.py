@@ -1,0 +1,250 @@
+"""``huizhen privacy``: what a study's privacy terms come to, before anyone trains."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huizhen.cli.privacy_audit import add_audit_parser
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from huizhen.protocol.plan_advice import Advice
+    from huizhen.protocol.planning import Plan, Terms
+    from huizhen.protocol.study import Study
+
+_COLOURS = {"clear": "green", "noisy": "yellow", "drowned": "red"}
+PARAMETERS = 50_000
+
+EPILOG = """examples:
+  huizhen privacy plan --patients 40,200,1200
+  huizhen privacy plan --patients 200 --sites 10 --epsilon 3 --sampling-rate 0.5
+  huizhen privacy plan --patients 40,200,1200 --epsilon 8 --delta 1e-5 --rounds 20 --steps 4 \\
+      --sampling-rate 0.2 --parameters 50000 --out plan.png
+  huizhen privacy plan simulations/experiments/rare_disease_fed6.toml --patients 350,260,230,200
+  huizhen privacy plan my.toml --epsilon 3 --json      the file's terms, but for epsilon
+
+Nothing is trained and no record is read. The ratio of noise to signal is a floor: the signal is
+taken as if every patient pulled the same way.
+"""
+
+
+def add_parser(groups: Any) -> None:
+    """Add the group of commands."""
+    privacy = groups.add_parser(
+        "privacy",
+        help="plan a study's privacy: noise, epsilon, how many patients it takes",
+        description="What a study's privacy terms come to.",
+    )
+    actions = privacy.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_plan(actions)
+    add_audit_parser(actions)
+
+
+def _add_plan(actions: Any) -> None:
+    parser = actions.add_parser(
+        "plan",
+        help="noise and epsilon of a study, before anyone trains",
+        description="Say what a study's privacy terms leave of its signal, and what would help.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "experiment", type=Path, nargs="?", metavar="EXPERIMENT.toml",
+        help="take the terms from a study; options given beside it win",
+    )  # fmt: skip
+    add("--patients", type=_sizes, metavar="N,N,…", help="patients of each site, as made public")
+    add("--sites", type=int, metavar="N", help="so many sites, of these sizes in turn")
+    add("--epsilon", type=float, help="default: 8")
+    add("--delta", type=float, help="default: 1e-5")
+    add("--rounds", type=int, metavar="N", help="default: 20")
+    add("--steps", type=int, metavar="N", help="steps of a round; default: 4")
+    sampling = parser.add_mutually_exclusive_group()
+    sampling.add_argument(
+        "--sampling-rate", type=float, metavar="Q",
+        help="how likely a step takes each patient; default: 0.2",
+    )  # fmt: skip
+    sampling.add_argument(
+        "--expected-batch", type=float, metavar="N",
+        help="or how many patients a step takes on average, the same at each site",
+    )  # fmt: skip
+    add(
+        "--parameters", type=int, metavar="N", default=PARAMETERS,
+        help=f"trained parameters, heads too; default: {PARAMETERS:,}",
+    )  # fmt: skip
+    add("--weights", choices=("equal", "public"), help="of the sites; default: equal")
+    add("--out", type=Path, metavar="FILE", help="also draw it: .png, .svg or .pdf")
+    add("--json", action="store_true", help="print JSON for programs")
+    parser.set_defaults(run=run_plan)
+
+
+def run_plan(arguments: argparse.Namespace) -> int:
+    """Plan with the terms of the command line."""
+    from huizhen.protocol.plan_advice import advise, explain
+    from huizhen.protocol.planning import plan
+
+    study = None
+    if arguments.experiment is not None:
+        from huizhen.simulations.experiment import load_experiment
+
+        study = load_experiment(arguments.experiment).study
+    found = plan(_sites(arguments, study), _terms(arguments, study))
+    advice, sentences = advise(found), explain(found)
+    if arguments.out is not None:
+        from huizhen.simulations.plan_figure import draw_plan
+
+        draw_plan(found, arguments.out)
+    if arguments.json:
+        document = {
+            "schema": 1,
+            **dataclasses.asdict(found),
+            "advice": [dataclasses.asdict(one) for one in advice],
+            "explanation": sentences,
+        }
+        print(json.dumps(document, ensure_ascii=False, indent=1))
+        return 0
+    _print_plan(found, advice, sentences, unit=study.privacy.unit if study else "patient")
+    if arguments.out is not None:
+        print(f"picture: {arguments.out}")
+    return 0
+
+
+def _terms(arguments: argparse.Namespace, study: "Study | None") -> "Terms":
+    from huizhen.protocol.planning import Terms, terms_of
+    from huizhen.protocol.study import PrivacyTerms, RoundTerms
+
+    if study is None:
+        privacy, rounds = PrivacyTerms(), RoundTerms()
+        terms = Terms(
+            epsilon=privacy.epsilon,
+            delta=privacy.delta,
+            rounds=rounds.count,
+            steps_per_round=rounds.local_steps,
+            parameters=arguments.parameters,
+            sampling_rate=privacy.sampling_rate,
+        )
+    else:
+        terms = terms_of(study, arguments.parameters)
+    given = {
+        "epsilon": arguments.epsilon,
+        "delta": arguments.delta,
+        "rounds": arguments.rounds,
+        "steps_per_round": arguments.steps,
+        "sampling_rate": arguments.sampling_rate,
+        "expected_batch": arguments.expected_batch,
+        "weights": arguments.weights,
+    }
+    changes: Any = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(terms, **changes)
+
+
+def _sites(arguments: argparse.Namespace, study: "Study | None") -> dict[str, int]:
+    """Return the public size of each site, by name."""
+    from huizhen.protocol.errors import ConfigError
+
+    sizes, count = arguments.patients, arguments.sites
+    if sizes is None:
+        if study is None or not study.sites:
+            where = "" if study is None else f"{arguments.experiment.name} has no [sites]: "
+            raise ConfigError(f"{where}--patients is needed, such as --patients 40,200,1200")
+        if count is not None:
+            raise ConfigError("--sites is given without --patients, the study names its sites")
+        return {name: site.patients_public for name, site in study.sites.items()}
+    count = len(sizes) if count is None else count
+    if count < len(sizes) or count % len(sizes):
+        raise ConfigError(
+            f"--sites is {count}, expected a multiple of the {len(sizes)} sizes of --patients"
+        )
+    return {f"site {i + 1}": sizes[i % len(sizes)] for i in range(count)}
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected whole numbers such as 40,200,1200")
+    return sizes
+
+
+def _print_plan(
+    plan: "Plan", advice: "tuple[Advice, ...]", sentences: "tuple[str, ...]", *, unit: str
+) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    from huizhen.protocol.plan_advice import counted
+
+    terms, output = plan.terms, Console(highlight=False)
+    rounds, steps = counted(terms.rounds, "round"), counted(terms.steps_per_round, "step")
+    output.print(
+        f"ε = {terms.epsilon:g} at δ = {terms.delta:g} for each {unit}; {rounds} of {steps}; "
+        f"{terms.parameters:,} trained parameters; clip at {terms.max_grad_norm:g}; "
+        f"{terms.weights} weights"
+    )
+    output.print(_sites_table(plan, unit))
+    output.print(
+        "noise: in each coordinate of a step's mean gradient; ratio: the noise's length over the "
+        "longest signal, which is clipped gradients that all point the same way\n",
+        style="dim",
+    )
+    for sentence in sentences:
+        output.print(escape(sentence))
+    output.print("\nWhat would help, each change alone", style="bold")
+    output.print(_advice_table(plan, advice))
+
+
+def _sites_table(plan: "Plan", unit: str) -> "Table":
+    from rich.markup import escape
+    from rich.table import Table
+
+    from huizhen.protocol.plan_advice import alike
+
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("site", overflow="fold")
+    groups = alike(plan.sites)
+    many = len(groups) < len(plan.sites)
+    if many:
+        table.add_column("sites", justify="right")
+    for title in (f"{unit}s", "rate", "σ", "noise", "ratio,\none step", "ratio,\nwhole study"):
+        table.add_column(title, justify="right")
+    table.add_column("verdict")
+    for site, count in groups:
+        table.add_row(
+            escape(site.name),
+            *([f"{count}"] if many else []),
+            f"{site.patients:,}",
+            f"{site.sampling_rate:.3g}",
+            f"{site.noise_multiplier:.4g}",
+            f"{site.noise_per_coordinate:.2g}",
+            f"{site.step_ratio:.3g}",
+            f"{site.study_ratio:.2f}",
+            f"[{_COLOURS[site.verdict]}]{site.verdict}[/]",
+        )
+    if len(plan.sites) > 1:
+        ratios = (f"{plan.step_ratio:.3g}", f"{plan.study_ratio:.2f}")
+        verdict = f"[bold {_COLOURS[plan.verdict]}]{plan.verdict}[/]"
+        total = [f"{len(plan.sites)}"] if many else []
+        table.add_row("[bold]together[/]", *total, "", "", "", "", *ratios, verdict)
+    return table
+
+
+def _advice_table(plan: "Plan", advice: "tuple[Advice, ...]") -> "Table":
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for one in advice:
+        better = one.times_less_noise >= 1
+        times = one.times_less_noise if better else 1 / one.times_less_noise
+        table.add_row(
+            f"{plan.study_ratio:.2f} → {one.study_ratio:.2f}",
+            f"{times:.1f} times {'less' if better else 'more'}",
+            one.change,
+            f"[dim]{one.price}[/]",
+            style=None if better else "dim",
+        )
+    return table

@@ -1,0 +1,129 @@
+"""What a site checks of a model before it trains it privately: once, and before the ledger pays.
+
+Opacus' validator passes frozen BatchNorm and cannot see what a loss or a router does; here one
+record's gradient is taken beside two different neighbours and must stay the same.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from huizhen.client.examples import Examples
+from huizhen.client.per_record import Recorder, per_record_gradients
+from huizhen.learning.model import AdaptedModel
+from huizhen.protocol.errors import ConfigError, PrivacyError
+
+# relative change of a gradient that rounding alone may make, by the dtype of the base
+_COUPLING = {"float32": 1e-3, "bfloat16": 3e-2}
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a microbatch may take, and what a padded token of it takes; both in bytes."""
+
+    limit: int
+    per_token: float
+
+
+def check_model(model: AdaptedModel, examples: Examples, memory_mib: int) -> Memory:
+    """Return the memory plan of a site whose records this model can be trained on privately.
+
+    Args:
+        model: with any adapter loaded.
+        examples: the site's records.
+        memory_mib: bound on a microbatch's activations and gradients, in MiB.
+
+    Raises:
+        PrivacyError: a layer is of a kind that is not trained privately, or a record's gradient
+            depends on another record.
+        ConfigError: the longest record alone does not fit in the memory.
+    """
+    parameters = model.train_only(frozenset(model.parameters))
+    loaded = model.read(frozenset(model.parameters))
+    generator = np.random.default_rng(0)  # B = 0 and an empty head would hide a coupling
+    try:
+        model.load(
+            {
+                name: 0.02 * generator.standard_normal(shape, np.float32)
+                for name, shape in model.shapes.items()
+            }
+        )
+        with per_record_gradients(model.module, parameters) as recorder:
+            per_token = _bytes_per_token(model, examples)
+            longest = max(examples.lengths)
+            rows = 2 * 4 * sum(parameter.numel() for parameter in parameters.values())
+            needed = (per_token * longest + rows) / _MIB
+            if needed > memory_mib:
+                raise ConfigError(
+                    f"a record of {longest} tokens needs about {needed:.0f} MiB to train, "
+                    f"memory_mib is {memory_mib}: raise it or lower [task] max_tokens"
+                )
+            _refuse_coupling(model, examples, parameters, recorder)
+    finally:
+        model.load(loaded)
+        model.train_only(frozenset())
+    return Memory(memory_mib * _MIB, per_token)
+
+
+def _bytes_per_token(model: AdaptedModel, examples: Examples) -> float:
+    """Return the bytes that a token of the longest record keeps for the backward pass, doubled.
+
+    As much again is allowed for what the passes hold for a moment.
+    """
+    longest = int(np.argmax(examples.lengths))
+    kept = _kept_bytes(model, examples, longest)
+    if model.checkpointing:  # beside the layers' inputs, one layer at a time is run again
+        model.checkpointing = False
+        kept += _kept_bytes(model, examples, longest) / model.adapted_layers
+        model.checkpointing = True
+    return 2 * kept / examples.lengths[longest]
+
+
+def _kept_bytes(model: AdaptedModel, examples: Examples, record: int) -> float:
+    """Return what a forward pass over a record keeps for the backward pass."""
+    weights = {p.untyped_storage().data_ptr() for p in model.module.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model.losses(examples.batch([record]))
+    return float(sum(kept.values()))
+
+
+def _refuse_coupling(
+    model: AdaptedModel,
+    examples: Examples,
+    parameters: Mapping[str, nn.Parameter],
+    recorder: Recorder,
+) -> None:
+    """Refuse a model in which a record's gradient changes with its neighbour in the batch."""
+    if len(examples.ids) < 2:
+        return
+    order = np.argsort(examples.lengths, kind="stable")
+    first, other = int(order[-1]), int(order[0])
+    found = []
+    for batch in ([first, first], [first, other], [first]):  # all are padded to the same length
+        losses, _ = model.losses(examples.batch(batch))
+        losses.sum().backward()  # type: ignore[no-untyped-call]  # torch's
+        found.append({name: grad[0] for name, grad in recorder.take(len(batch)).items()})
+    change = sum(
+        float((found[0][name] - other[name]).square().sum())
+        for other in found[1:]
+        for name in parameters
+    )
+    size = sum(float(grad.square().sum()) for grad in found[0].values())
+    base = model.study.base
+    if not change <= _COUPLING[base.dtype if base else "float32"] ** 2 * size:
+        raise PrivacyError(
+            "a record's gradient changes with its neighbour in the batch: this model cannot be "
+            "trained privately"
+        )

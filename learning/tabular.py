@@ -1,0 +1,187 @@
+"""A linear model over numeric fields, for risk scores: every weight is trained and travels.
+
+Features are scaled by the public ranges of the study, never by statistics of the records: a mean
+or a deviation of private values is itself a release. x is moved into its range, then
+
+    x' = 2 · (x - least) / (greatest - least) - 1        so that [least, greatest] becomes [-1, 1]
+
+The middle of a range is 0, where a feature says nothing; a yes-or-no field with range [0, 1] is -1
+or 1. Columns of ``head.weight`` follow the features' names, sorted by their UTF-8.
+
+Two classes have one logit, that of the second class: this is logistic regression itself, and half
+the numbers that noise must cover; the same step of SGD on a softmax over two logits moves their
+difference twice as far. K > 2 classes have K logits.
+
+    head.weight (1 or K, features)      head.bias (1 or K,)
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  # torch's own name for it
+
+from huizhen.learning.model import Batch
+from huizhen.learning.tasks import Encoded, class_of
+from huizhen.protocol.adapter import Shapes, Tensors
+from huizhen.protocol.errors import ConfigError, GovernanceError
+from huizhen.protocol.study import Study, TaskTerms
+
+
+def feature_names(task: TaskTerms) -> tuple[str, ...]:
+    """Return the features in the order of the model's columns."""
+    return tuple(sorted(task.features))  # by code point, which is the order of UTF-8
+
+
+class TabularEncoder:
+    """Turns the fields of a record into scaled numbers."""
+
+    def __init__(self, task: TaskTerms) -> None:
+        """Prepare for one study's task."""
+        self.task = task
+        self._index = {label: i for i, label in enumerate(task.labels)}
+
+    def encode(self, fields: Mapping[str, Any], where: str) -> Encoded:
+        """Return one record; ``was_cut`` says that a value lay outside its range.
+
+        Args:
+            fields: the record's fields, de-identified.
+            where: the record's place in its file, for errors.
+
+        Raises:
+            ConfigError: a feature's field is not there.
+            GovernanceError: a value is missing and the study refuses that, or is no finite number;
+                or the label is empty.
+        """
+        scaled, moved = [], False
+        for name in feature_names(self.task):
+            least, greatest = self.task.features[name]
+            value = self._number(name, fields, where)
+            if value is None:
+                scaled.append(0.0)
+                continue
+            inside = min(max(value, least), greatest)
+            moved = moved or inside != value
+            scaled.append(2 * ((inside - least) / (greatest - least)) - 1)
+        number = class_of(fields, self.task.label or "", self._index, where)
+        return Encoded(np.asarray(scaled, np.float32), number, 0, moved)
+
+    def _number(self, name: str, fields: Mapping[str, Any], where: str) -> float | None:
+        """Return a field as a number; None where it is missing and the middle stands in."""
+        if name not in fields:
+            raise ConfigError(f"{where}: there is no field {name!r}, [task] features names it")
+        value = fields[name]
+        if value is None or (isinstance(value, str) and not value.strip()):
+            if self.task.missing == "middle":
+                return None
+            raise GovernanceError(
+                f"{where}: {name!r} is missing, [task] missing is 'refuse': "
+                "fill it, remove the record or set missing = 'middle'"
+            )
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise GovernanceError(
+                f"{where}: {name!r} is not a finite number, a feature must be: mend the export"
+            )
+        return number
+
+
+class LinearModel:
+    """What ``AdaptedModel`` is to a text, for numbers: one linear layer and nothing frozen."""
+
+    has_prefix = False
+    adapted_layers = 1
+
+    def __init__(self, study: Study) -> None:
+        """Make the model of a tabular study.
+
+        Raises:
+            ConfigError: the study lists fewer than two classes.
+        """
+        task = study.task
+        if len(task.labels) < 2:
+            raise ConfigError(
+                f"[task] labels has {len(task.labels)} classes, a tabular task needs two: list them"
+            )
+        self.study = study
+        self.kind = task.kind
+        self.checkpointing = False
+        # there is one layer: nothing to keep or to run again
+        self.model_seconds = 0.0
+        self._is_binary = len(task.labels) == 2
+        head = nn.Linear(len(task.features), 1 if self._is_binary else len(task.labels))
+        self.module = nn.ModuleDict({"head": head})
+        self.parameters = {f"head.{name}": one for name, one in sorted(head.named_parameters())}
+        self.train_only(frozenset())
+        self.load(self.first_tensors(study.study.seed))
+
+    @property
+    def shapes(self) -> Shapes:
+        """The shape of each tensor, in order."""
+        return {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
+
+    def load(self, tensors: Tensors) -> None:
+        """Copy tensors into the model."""
+        with torch.no_grad():
+            for name, value in tensors.items():
+                self.parameters[name].copy_(torch.from_numpy(np.array(value)))
+
+    def read(self, names: Sequence[str] | frozenset[str]) -> dict[str, NDArray[Any]]:
+        """Return copies of the named tensors."""
+        return {
+            name: parameter.detach().numpy().copy()
+            for name, parameter in self.parameters.items()
+            if name in names
+        }
+
+    def train_only(self, names: frozenset[str]) -> dict[str, nn.Parameter]:
+        """Let only the named tensors get gradients; return them."""
+        for name, parameter in self.parameters.items():
+            parameter.requires_grad_(name in names)
+            parameter.grad = None
+        return {name: self.parameters[name] for name in self.parameters if name in names}
+
+    def first_tensors(self, seed: int) -> dict[str, NDArray[Any]]:
+        """Return zeros for any seed: the loss is convex, and no start is better than none."""
+        return {name: np.zeros(shape, np.float32) for name, shape in self.shapes.items()}
+
+    def prefix(self, ids: Sequence[Tensor]) -> list[Tensor]:
+        """Return the features as they are: no layer lies below."""
+        return list(ids)
+
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return each record's cross-entropy (B,), and its number of terms, which is 1 (B,)."""
+        losses = F.cross_entropy(
+            self._scores(batch),
+            batch.labels,
+            reduction="none",
+            label_smoothing=self.study.task.label_smoothing,
+        )
+        return losses, torch.ones(len(losses))
+
+    @torch.no_grad()
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the class scores of each record, (B, labels); of two classes the first has 0."""
+        return self._scores(batch)
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count the time inside as the model's own."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.model_seconds += time.perf_counter() - begin
+
+    def _scores(self, batch: Batch) -> Tensor:
+        scores: Tensor = self.module["head"](batch.inputs)
+        return F.pad(scores, (1, 0)) if self._is_binary else scores
