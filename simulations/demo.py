@@ -29,7 +29,7 @@ def clear_finished_demo(out: Path) -> None:
         for place in (out / "state", out / "federated", out / "federated_dp"):
             if place.is_dir():
                 shutil.rmtree(place)
-        for name in ("run.json", "results.json", "privacy.json", "report.html"):
+        for name in ("run.json", "results.json", "privacy.json", "privacy.html", "report.html"):
             (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"cannot clear {str(out)!r}: {error.strerror or error}") from error

@@ -13,8 +13,8 @@ from huizhen.learning.metrics import classification_metrics, is_same_answer
 from huizhen.learning.model import AdaptedModel
 from huizhen.learning.tasks import UNSEEN, TaskEncoder
 from huizhen.learning.template import render
-from huizhen.protocol.accounting import ACCOUNTANT
 from huizhen.protocol.adapter import Tensors
+from huizhen.protocol.certificate import Certificate
 from huizhen.protocol.mechanism import Mechanism
 from huizhen.simulations.baseline import tfidf_baseline, with_ancestors
 from huizhen.simulations.federation import Work
@@ -79,7 +79,7 @@ class Results:
             metrics |= self._answer(work.unit)
         self._done.append((work, history, metrics, tensors_digest(adapter)))
 
-    def document(self, *, command: str) -> dict[str, Any]:
+    def document(self, *, command: str, certificate: Certificate | None) -> dict[str, Any]:
         """Return what ``results.json`` holds."""
         prepared = self.prepared
         arms: dict[str, dict[str, Any]] = {
@@ -112,9 +112,8 @@ class Results:
             document["sweep_patients"] = fewer
         if self._answers:
             document["samples"] = self._samples()
-        private = next((work for work, *_ in self._done if work.study.is_private), None)
-        if private is not None:
-            document["privacy"] = privacy_document(private)
+        if certificate is not None:
+            document["privacy"] = certificate.summary()
         return document
 
     def _units(self, prefix: str) -> list[tuple[Work, list[dict[str, Any]], Metrics, str]]:
@@ -310,40 +309,6 @@ class Results:
             }
             for i, (fields, _) in enumerate(self._asked()[:count])
         ]
-
-
-def privacy_document(work: Work) -> dict[str, Any]:
-    """Return what is promised to each patient and what it rests on, for a private study."""
-    study, mechanism = work.study, Mechanism.of(work.study)
-    terms, rounds = study.privacy, study.rounds.count
-    spent = mechanism.epsilon_after(rounds)
-    return {
-        "schema": 1,
-        "study": study.digest(),
-        "mechanism": "Poisson-subsampled Gaussian (DP-SGD), its noise added in full at each site",
-        "unit": terms.unit,
-        "neighbouring": "add_or_remove_one",
-        "noise_multiplier": mechanism.noise_multiplier,
-        "sampling_rate": mechanism.sampling_rate,
-        "steps": rounds * mechanism.steps_per_round,
-        "delta": mechanism.delta,
-        "max_grad_norm": terms.max_grad_norm,
-        "records_per_patient": terms.records_per_patient,
-        "patients_public": {name: site.patients_public for name, site in study.sites.items()},
-        "epsilon": dict.fromkeys(study.sites, spent),
-        "epsilon_per_round": [mechanism.epsilon_after(t) for t in range(1, rounds + 1)],
-        "accountant": ACCOUNTANT,
-        "covers": "every update that a site sends in one run of this study, and all that follows",
-        "does_not_cover": [
-            "further runs on the same patients: with more seeds or a sweep the ε add up",
-            "metrics and losses of this simulation, which are exact and stay on this machine",
-            "a patient who is in several hospitals: the ε of the hospitals add up",
-            "the other arms of this run: their adapters have no privacy",
-            "public facts: the base model, the ranges of features, the labels and their texts, "
-            "with the head that starts from them, and the sizes, which a simulation takes from the "
-            "true ones",
-        ],
-    }
 
 
 def _public_round(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,17 +6,20 @@ site by itself, and one site that holds everything.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from huizhen.client.examples import pooled
 from huizhen.learning.export import export_adapter
 from huizhen.protocol.adapter import Shapes, Tensors
+from huizhen.protocol.certificate import Certificate
 from huizhen.protocol.mechanism import Mechanism
 from huizhen.protocol.study import SiteTerms, Study
+from huizhen.server.certificate import issue, page
 from huizhen.server.rounds import Coordinator
 from huizhen.simulations.experiment import Experiment
-from huizhen.simulations.federation import Watcher, Work, run
+from huizhen.simulations.federation import Watcher, Work, open_ledger, run
 from huizhen.simulations.partition import read_sites
 from huizhen.simulations.prepare import (
     Prepared,
@@ -88,10 +91,12 @@ def run_experiment(
             results.add(work, adapter, history)
             if work.unit in exported:
                 _export(prepared, work, adapter, folder)
-        document = results.document(command=command)
+        certificate = _certificate(works, folder)
+        document = results.document(command=command, certificate=certificate)
         folder.write_json("results.json", document)
-        if "privacy" in document:
-            folder.write_json("privacy.json", document["privacy"])
+        if certificate is not None:
+            folder.write("privacy.json", certificate.canonical())
+            folder.write("privacy.html", page(certificate).encode())
         return document
 
 
@@ -146,6 +151,19 @@ def check_plan(works: list[Work], shapes: Shapes) -> None:
         Coordinator(work.study, shapes)
         if work.study.is_private:
             Mechanism.of(work.study)
+
+
+def _certificate(works: list[Work], folder: RunFolder) -> Certificate | None:
+    """Return the certificate of the first private study that was run, by its sites' ledgers."""
+    work = next((work for work in works if work.study.is_private), None)
+    if work is None:
+        return None
+    states = []
+    for site in work.sites:
+        with open_ledger(folder, work, site) as ledger:
+            states.append(ledger.totals())
+    today = datetime.now(UTC).date().isoformat()
+    return issue(work.study, issued=today, ledgers=states, simulated=True)
 
 
 def _export(prepared: Prepared, work: Work, adapter: Tensors, folder: RunFolder) -> None:

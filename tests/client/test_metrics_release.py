@@ -8,12 +8,14 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
 from huizhen.client import metrics_release
 from huizhen.client.evaluation import answer_loss, classify
+from huizhen.client.examples import Examples
 from huizhen.client.metrics_release import (
     Outcome,
     exact_counts,
@@ -22,8 +24,11 @@ from huizhen.client.metrics_release import (
     ranked_cell,
     release_metrics,
 )
+from huizhen.learning.tabular import LinearModel
+from huizhen.learning.tasks import UNSEEN
 from huizhen.protocol.errors import ConfigError, PrivacyError
 from huizhen.protocol.metrics import LOSS_BOUND, LOSS_STEPS
+from huizhen.protocol.study import parse_study
 
 CELLS = ("top1", "top2_to_3", "wrong")
 TRAINED = frozenset({90_001, 90_002})
@@ -313,6 +318,32 @@ def test_equal_scores_stand_in_the_classes_order():
     scores = np.zeros(5, np.float32)
     found = [ranked_cell(scores, label, CELLS) for label in range(5)]
     assert found == ["top1", "top2_to_3", "top2_to_3", "wrong", "wrong"]
+
+
+def test_a_tabular_models_patients_are_ranked_too():
+    tables = {
+        "study": {"name": "numbers"},
+        "task": {
+            "kind": "tabular",
+            "features": {"age": [0, 99]},
+            "label": "ill",
+            "labels": ["no", "yes"],
+        },
+        "strategy": {"name": "fedavg"},
+    }
+    model = LinearModel(parse_study(tables, "test"))
+    model.load({"head.weight": np.array([[2]], np.float32), "head.bias": np.zeros(1, np.float32)})
+    values = tuple(torch.tensor([x]) for x in (0.5, -0.5, 0.5, -0.5))
+    examples = Examples(
+        ids=values,
+        inputs=values,
+        labels=(1, 0, 0, UNSEEN),
+        answer_starts=(0,) * 4,
+        patients=(0, 1, 2, 3),
+        cut=0,
+    )
+    cells = [outcome.cell for outcome in held_out_outcomes(model, examples)]
+    assert cells == ["top1", "top1", "wrong", "wrong"]
 
 
 def test_an_assistants_answer_is_compared_with_the_records(

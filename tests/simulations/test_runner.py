@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from huizhen.learning.bases import load_model
+from huizhen.protocol.certificate import check_certificate, parse_certificate
 from huizhen.protocol.errors import AggregationError
 from huizhen.server.rounds import Coordinator
 from huizhen.simulations import federation, run_folder, runner
@@ -74,7 +75,12 @@ def test_a_run_of_all_arms_keeps_the_contract(start):
     assert not any("epsilon" in entry for entry in arms["federated"]["rounds"])
     assert "baseline" in results
 
-    privacy = json.loads((folder / "privacy.json").read_text(encoding="utf-8"))
+    certificate = parse_certificate((folder / "privacy.json").read_bytes())
+    check_certificate(certificate)
+    assert [site.rounds for site in certificate.sites] == [2, 2]
+    assert certificate.fingerprint() in (folder / "privacy.html").read_text(encoding="utf-8")
+    privacy = results["privacy"]
+    assert privacy == certificate.summary()
     assert privacy["unit"] == "patient"
     assert (privacy["sampling_rate"], privacy["steps"], privacy["delta"]) == (0.5, 4, 1e-3)
     assert privacy["noise_multiplier"] > 0.3
