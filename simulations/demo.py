@@ -26,7 +26,7 @@ def clear_finished_demo(out: Path) -> None:
     if not (out / "results.json").exists():
         return
     try:
-        for place in (out / "state", out / "federated", out / "federated_dp"):
+        for place in (out / name for name in ("state", "ledgers", "federated", "federated_dp")):
             if place.is_dir():
                 shutil.rmtree(place)
         for name in ("run.json", "results.json", "privacy.json", "privacy.html", "report.html"):
