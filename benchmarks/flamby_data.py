@@ -18,7 +18,7 @@ from huizhen.client.deidentify import deidentify
 from huizhen.client.examples import Examples, make_examples
 from huizhen.client.governance import SitePolicy, admit
 from huizhen.client.records import Record, read_rows
-from huizhen.learning.models import make_encoder, make_model
+from huizhen.learning.models import make_model
 from huizhen.learning.tabular import feature_names
 from huizhen.learning.tasks import fields_read
 from huizhen.protocol.study import Study
@@ -100,7 +100,7 @@ def write_records(data: Path, path: Path) -> None:
 def _examples(records: Sequence[Record], study: Study) -> Examples:
     clean = deidentify(admit(records, SitePolicy(site="centre")), fields_read(study.task))
     model = make_model(study, None)
-    return make_examples(clean, make_encoder(model), model)
+    return make_examples(clean, model.encoder(), model)
 
 
 def _scaled(examples: Examples, rows: Tensor) -> Examples:

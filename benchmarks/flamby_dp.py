@@ -62,8 +62,8 @@ from huizhen.client.model_checks import check_model
 from huizhen.client.patient_gradients import ModelGradients
 from huizhen.client.per_record import per_record_gradients
 from huizhen.client.randomness import NoiseSource
-from huizhen.learning.model import AdaptedModel
 from huizhen.learning.models import make_model
+from huizhen.learning.trainable import Model
 from huizhen.protocol.adapter import difference
 from huizhen.protocol.study import Study
 from huizhen.simulations.experiment import load_experiment
@@ -124,7 +124,7 @@ def accuracy(
     return float(np.mean(hits))
 
 
-def _private(model: AdaptedModel, centre: Centre, sigma: float) -> Train:
+def _private(model: Model, centre: Centre, sigma: float) -> Train:
     """Return a round of the product's private steps with FLamby's σ, q and denominator."""
     q = centre.sampling_rate
     memory = check_model(model, centre.train, MEMORY_MIB)
@@ -165,7 +165,7 @@ def _private(model: AdaptedModel, centre: Centre, sigma: float) -> Train:
     return train
 
 
-def _plain(model: AdaptedModel, centre: Centre, seed: int) -> Train:
+def _plain(model: Model, centre: Centre, seed: int) -> Train:
     """Return a round of FLamby's loop: passes over shuffled batches that rounds cut through."""
     generator = np.random.default_rng(seed)
 

@@ -19,7 +19,7 @@ import torch
 
 from huizhen.client.examples import Examples
 from huizhen.learning.batching import shuffled_batches
-from huizhen.learning.model import AdaptedModel
+from huizhen.learning.trainable import Model
 from huizhen.simulations.experiment import parse_experiment
 from huizhen.simulations.partition import read_sites
 from huizhen.simulations.prepare import complete_study, prepare
@@ -47,7 +47,7 @@ def tables(data: Path, layers: int) -> dict[str, object]:
     }
 
 
-def seconds(model: AdaptedModel, examples: Examples, batches: list[np.ndarray]) -> float:
+def seconds(model: Model, examples: Examples, batches: list[np.ndarray]) -> float:
     """Return how long one pass over the batches takes, forward and backward."""
     names = frozenset(model.shapes)
     model.train_only(names)

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huizhen.cli.actions import add_action
+
 if TYPE_CHECKING:
     from huizhen.learning.bases import Entry
     from huizhen.learning.fetch import Progress
@@ -38,33 +40,15 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "models", help="base models: list, fetch, verify", description="Base models."
     )
     actions = models.add_subparsers(dest="action", required=True, metavar="ACTION")
-    _action(actions, "list", "what can be fetched, and what is here", _LIST_EXAMPLES, _list)
-    fetch = _action(
+    add_action(actions, "list", "what can be fetched, and what is here", _LIST_EXAMPLES, _list)
+    fetch = add_action(
         actions, "fetch", "bring a base model here and check it", _FETCH_EXAMPLES, _fetch
     )
     fetch.add_argument("name", metavar="NAME", help="a name from the list, a source, or a folder")
-    verify = _action(
+    verify = add_action(
         actions, "verify", "hash every file of a base again", _VERIFY_EXAMPLES, _verify
     )
     verify.add_argument("names", metavar="NAME", nargs="*", help="default: all in the cache")
-
-
-def _action(
-    actions: Any, name: str, summary: str, examples: str, run: Any
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = actions.add_parser(
-        name,
-        help=summary,
-        description=summary.capitalize() + ".",
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON for programs")
-    parser.add_argument(
-        "--home", type=Path, help="where state lives (default: $HUIZHEN_HOME, else the data folder)"
-    )
-    parser.set_defaults(run=run)
-    return parser
 
 
 def _list(args: argparse.Namespace) -> int:

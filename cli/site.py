@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huizhen.cli.actions import add_action
+
 if TYPE_CHECKING:
     from huizhen.protocol.ledger_entries import Head
     from huizhen.protocol.ledger_statement import StudyTotals, Totals
@@ -44,9 +46,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description="What was spent on the patients' privacy, by all studies together.",
     )
     actions = ledger.add_subparsers(required=True, metavar="ACTION")
-    show = _action(actions, "show", "what is spent, reserved and left", _SHOW_EXAMPLES, _show)
+    show = add_action(actions, "show", "what is spent, reserved and left", _SHOW_EXAMPLES, _show)
     _add_ledger(show)
-    verify = _action(
+    verify = add_action(
         actions, "verify", "check every entry and compute all again", _VERIFY_EXAMPLES, _verify
     )
     source = verify.add_mutually_exclusive_group()
@@ -55,27 +57,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     verify.add_argument(
         "--witnessed", type=_head, metavar="N:DIGEST", help="an entry that somebody else has seen"
     )
-    out = _action(actions, "export", "write it as a document to check", _EXPORT_EXAMPLES, _export)
+    out = add_action(
+        actions, "export", "write it as a document to check", _EXPORT_EXAMPLES, _export
+    )
     _add_ledger(out)
     out.add_argument("--out", type=Path, metavar="FILE.json", required=True, help="a new file")
-
-
-def _action(
-    actions: Any, name: str, summary: str, examples: str, run: Any
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = actions.add_parser(
-        name,
-        help=summary,
-        description=summary.capitalize() + ".",
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON for programs")
-    parser.add_argument(
-        "--home", type=Path, help="where state lives (default: $HUIZHEN_HOME, else the data folder)"
-    )
-    parser.set_defaults(run=run)
-    return parser
 
 
 def _add_ledger(parser: Any) -> None:

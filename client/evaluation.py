@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from huizhen.client.examples import Examples
 from huizhen.learning.batching import sorted_batches
-from huizhen.learning.models import Model
+from huizhen.learning.trainable import Model
 
 _TOKENS = 4096  # padded tokens in a batch
 

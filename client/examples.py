@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from huizhen.client.deidentify import Deidentified
-from huizhen.learning.model import Batch, pad
-from huizhen.learning.models import Model
+from huizhen.learning.model import pad
 from huizhen.learning.tasks import UNSEEN, Encoder
+from huizhen.learning.trainable import Batch, Model
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import Any
 
 import rfc8785
 
+from huizhen.learning.files import sync
 from huizhen.protocol.errors import ConfigError, PrivacyError, StorageError
 from huizhen.protocol.ledger_entries import SCHEMA, Entry
 
@@ -56,7 +57,7 @@ def create(path: Path, first: Entry) -> None:
             raise ConfigError(f"{str(path)!r} exists: a ledger is made once") from error
         finally:
             draft.unlink()
-        _sync_folder(path.parent)
+        sync(path.parent)
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -196,11 +197,3 @@ def _check_private(path: Path, mode: int) -> None:
             f"{str(path)!r} is open to others than its owner (mode {found:o}): "
             f"chmod {mode:o} {str(path)!r}"
         )
-
-
-def _sync_folder(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

@@ -36,7 +36,7 @@ from huizhen.client.examples import Examples
 from huizhen.client.randomness import choose
 from huizhen.learning.metrics import is_same_answer
 from huizhen.learning.model import AdaptedModel
-from huizhen.learning.models import Model
+from huizhen.learning.trainable import Model
 from huizhen.protocol.errors import PrivacyError
 from huizhen.protocol.metrics import LOSS_BOUND, LOSS_STEPS, SiteMetrics, budgets, cells_of
 from huizhen.protocol.study import Study

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from huizhen.client.examples import Examples
 from huizhen.client.per_record import Recorder, per_record_gradients
-from huizhen.learning.model import AdaptedModel
+from huizhen.learning.trainable import Model
 from huizhen.protocol.errors import ConfigError, PrivacyError
 
 # relative change of a gradient that rounding alone may make, by the dtype of the base
@@ -29,7 +29,7 @@ class Memory:
     per_token: float
 
 
-def check_model(model: AdaptedModel, examples: Examples, memory_mib: int) -> Memory:
+def check_model(model: Model, examples: Examples, memory_mib: int) -> Memory:
     """Return the memory plan of a site whose records this model can be trained on privately.
 
     Args:
@@ -69,7 +69,7 @@ def check_model(model: AdaptedModel, examples: Examples, memory_mib: int) -> Mem
     return Memory(memory_mib * _MIB, per_token)
 
 
-def _bytes_per_token(model: AdaptedModel, examples: Examples) -> float:
+def _bytes_per_token(model: Model, examples: Examples) -> float:
     """Return the bytes that a token of the longest record keeps for the backward pass, doubled.
 
     As much again is allowed for what the passes hold for a moment.
@@ -77,13 +77,12 @@ def _bytes_per_token(model: AdaptedModel, examples: Examples) -> float:
     longest = int(np.argmax(examples.lengths))
     kept = _kept_bytes(model, examples, longest)
     if model.checkpointing:  # beside the layers' inputs, one layer at a time is run again
-        model.checkpointing = False
-        kept += _kept_bytes(model, examples, longest) / model.adapted_layers
-        model.checkpointing = True
+        with model.without_checkpointing():
+            kept += _kept_bytes(model, examples, longest) / model.adapted_layers
     return 2 * kept / examples.lengths[longest]
 
 
-def _kept_bytes(model: AdaptedModel, examples: Examples, record: int) -> float:
+def _kept_bytes(model: Model, examples: Examples, record: int) -> float:
     """Return what a forward pass over a record keeps for the backward pass."""
     weights = {p.untyped_storage().data_ptr() for p in model.module.parameters()}
     kept: dict[int, int] = {}
@@ -100,7 +99,7 @@ def _kept_bytes(model: AdaptedModel, examples: Examples, record: int) -> float:
 
 
 def _refuse_coupling(
-    model: AdaptedModel,
+    model: Model,
     examples: Examples,
     parameters: Mapping[str, nn.Parameter],
     recorder: Recorder,
@@ -116,8 +115,8 @@ def _refuse_coupling(
         losses.sum().backward()  # type: ignore[no-untyped-call]  # torch's
         found.append({name: grad[0] for name, grad in recorder.take(len(batch)).items()})
     change = sum(
-        float((found[0][name] - other[name]).square().sum())
-        for other in found[1:]
+        float((found[0][name] - beside[name]).square().sum())
+        for beside in found[1:]
         for name in parameters
     )
     size = sum(float(grad.square().sum()) for grad in found[0].values())

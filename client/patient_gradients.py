@@ -17,7 +17,7 @@ from huizhen.client.examples import Examples
 from huizhen.client.model_checks import Memory
 from huizhen.client.per_record import Recorder
 from huizhen.client.randomness import choose
-from huizhen.learning.model import AdaptedModel
+from huizhen.learning.trainable import Model
 
 Rows = NDArray[np.intp]
 
@@ -27,7 +27,7 @@ class ModelGradients:
 
     def __init__(
         self,
-        model: AdaptedModel,
+        model: Model,
         parameters: Mapping[str, nn.Parameter],
         examples: Examples,
         records_of: Sequence[Rows],

@@ -5,7 +5,7 @@ from huizhen.client.ledger import Ledger
 from huizhen.client.model_checks import check_model
 from huizhen.client.outbox import Envelope, send
 from huizhen.client.training import Protection, TrainingReport, train_round, units
-from huizhen.learning.model import AdaptedModel
+from huizhen.learning.trainable import Model
 from huizhen.protocol.adapter import Tensors, difference
 from huizhen.protocol.errors import PrivacyError, ProtocolError, WireError
 from huizhen.protocol.mechanism import Mechanism, patients_bound
@@ -48,7 +48,7 @@ class Site:
         name: str,
         study: Study,
         examples: Examples,
-        model: AdaptedModel,
+        model: Model,
         first: Tensors,
         *,
         ledger: Ledger | None = None,

@@ -17,7 +17,7 @@ from huizhen.client.patient_gradients import ModelGradients
 from huizhen.client.per_record import per_record_gradients
 from huizhen.client.randomness import NoiseSource
 from huizhen.learning.batching import shuffled_batches
-from huizhen.learning.model import AdaptedModel
+from huizhen.learning.trainable import Model
 from huizhen.protocol.adapter import is_head
 from huizhen.protocol.errors import PrivacyError
 from huizhen.protocol.mechanism import Mechanism
@@ -45,7 +45,7 @@ class Protection:
 
 
 def train_round(
-    model: AdaptedModel,
+    model: Model,
     examples: Examples,
     study: Study,
     *,
@@ -98,7 +98,7 @@ def learning_rate(rate: float, study: Study, round: int) -> float:
 
 
 def _plain(
-    model: AdaptedModel,
+    model: Model,
     parameters: Mapping[str, nn.Parameter],
     examples: Examples,
     study: Study,
@@ -126,7 +126,7 @@ def _plain(
 
 
 def _private(
-    model: AdaptedModel,
+    model: Model,
     parameters: Mapping[str, nn.Parameter],
     examples: Examples,
     study: Study,

@@ -19,8 +19,8 @@ from peft import LoraConfig
 from safetensors.numpy import save
 
 from huizhen.learning.model import AdaptedModel
-from huizhen.learning.models import Model
-from huizhen.learning.tabular import LinearModel, feature_names
+from huizhen.learning.tabular import feature_names
+from huizhen.learning.trainable import Model
 from huizhen.protocol.adapter import Tensors, in_order, is_head
 from huizhen.protocol.errors import ConfigError
 from huizhen.protocol.study import Study
@@ -40,10 +40,10 @@ def export_adapter(
         write: takes a file's name and bytes.
         promise: what holds for the patients behind it, in a sentence.
     """
-    if isinstance(model, LinearModel):
-        _export_linear(model, study, tensors, write, promise)
-    else:
+    if isinstance(model, AdaptedModel):
         _export_lora(model, study, tensors, write, promise)
+    else:
+        _export_linear(model, study, tensors, write, promise)
 
 
 def _export_lora(
@@ -112,7 +112,7 @@ def _readme(model: AdaptedModel, study: Study, promise: str) -> str:
 
 
 def _export_linear(
-    model: LinearModel, study: Study, tensors: Tensors, write: Write, promise: str
+    model: Model, study: Study, tensors: Tensors, write: Write, promise: str
 ) -> None:
     task = model.study.task
     features = [
@@ -125,7 +125,7 @@ def _export_linear(
     write("README.md", _linear_readme(model, study, promise).encode())
 
 
-def _linear_readme(model: LinearModel, study: Study, promise: str) -> str:
+def _linear_readme(model: Model, study: Study, promise: str) -> str:
     task = model.study.task
     missing = {"refuse": "no value may be missing", "middle": "0 where the value is missing"}
     lines = [

@@ -9,11 +9,11 @@ leaves the folder.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huizhen.learning.files import sync
 from huizhen.protocol.errors import ConfigError, StorageError
 
 MANIFEST = "manifest.json"
@@ -149,14 +149,14 @@ def publish(made: Path, final: Path) -> bool:
     Everything is on the disk before the rename, so a folder that is in its place is whole.
     """
     for path in [*made.rglob("*"), made]:
-        _fsync(path)
+        sync(path)
     try:
         made.rename(final)
     except OSError:
         if final.is_dir():
             return False
         raise
-    _fsync(final.parent)
+    sync(final.parent)
     return True
 
 
@@ -175,11 +175,3 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise StorageError(f"{path} is not an object, a JSON object expected")
     return document
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -5,12 +5,9 @@ kilobytes, the base stays. The layers below the first adapted one never change, 
 computed once per record (``prefix``) and only the layers above run in training.
 """
 
-import contextlib
 import functools
 import math
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +20,9 @@ from torch.utils.checkpoint import checkpoint
 from huizhen.learning.bases import Base, load_model
 from huizhen.learning.batching import sorted_batches
 from huizhen.learning.lora import attach, first_adapted_layer, layer_list, looks_causal
-from huizhen.protocol.adapter import Shapes, Tensors, is_head
+from huizhen.learning.tasks import TaskEncoder
+from huizhen.learning.trainable import Batch, Model
+from huizhen.protocol.adapter import is_head
 from huizhen.protocol.errors import ConfigError
 from huizhen.protocol.study import Study
 from huizhen.strategies.public_random import uniform
@@ -32,26 +31,11 @@ IdRow = np.ndarray[tuple[int], np.dtype[np.int64]]
 _EVALUATION_TOKENS = 4096  # padded tokens in a batch that needs no gradient
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Records of like length, padded on the right.
-
-    ``inputs`` are token ids (B, T) or outputs of the frozen layers (B, T, H); ``mask`` (B, T) is 1
-    on tokens; ``labels`` (B,); ``answer_starts`` (B,); ``targets`` (B, T) are the ids again.
-    """
-
-    inputs: Tensor
-    mask: Tensor
-    labels: Tensor
-    answer_starts: Tensor
-    targets: Tensor
-
-
 class _ReachedBoundaryError(Exception):
     """Stops the forward pass where the frozen layers end."""
 
 
-class AdaptedModel:
+class AdaptedModel(Model):
     """The base, the adapter's parameters by their names in the protocol, and the task's head."""
 
     def __init__(self, base: Base, study: Study) -> None:
@@ -61,41 +45,32 @@ class AdaptedModel:
             ConfigError: the target modules do not exist or get no gradient, the rank is larger than
                 a layer, or more layers are to be adapted than there are.
         """
-        self.study = study
-        self.kind = study.task.kind
         if study.base is None or study.adapter is None:
             raise ConfigError("study has no [base] or no [adapter]: add the section")
-        causal_lm = self.kind == "instruction"
-        model, self.tokenizer = load_model(base, causal_lm=causal_lm, dtype=study.base.dtype)
+        kind = study.task.kind
+        model, self.tokenizer = load_model(
+            base, causal_lm=kind == "instruction", dtype=study.base.dtype
+        )
         self.base = base
         model.config.use_cache = False  # a layer that is run again would fill the cache twice
         self._network: Any = model
-        self._check_length(model)
+        _check_length(model, study)
         self._layers = layer_list(model)
         self._boundary = first_adapted_layer(study.adapter, len(self._layers))
         self._bypass = False
-        self.checkpointing = False
-        # keep only each layer's input for the backward pass and run the layer again in it
-        self.model_seconds = 0.0
-        self.is_causal = self.kind == "instruction" or looks_causal(model, self.tokenizer)
+        self.is_causal = kind == "instruction" or looks_causal(model, self.tokenizer)
         adapted = attach(model, study.adapter)
         self.hidden_size = int(model.config.hidden_size)
-        head = nn.Linear(self.hidden_size, max(1, len(study.task.labels)))
-        self.module = nn.ModuleDict({"base": adapted})
-        if self.kind == "classification":
-            self.module["head"] = head
-        self.module.eval()  # no dropout: the same record always gives the same gradient
-        self.parameters = self._named_parameters()
+        module = nn.ModuleDict({"base": adapted})
+        if kind == "classification":
+            module["head"] = nn.Linear(self.hidden_size, max(1, len(study.task.labels)))
+        module.eval()  # no dropout: the same record always gives the same gradient
+        super().__init__(study, module, _named_parameters(module))
         self._install_bypass()
         for layer in self._layers[self._boundary :]:
             layer.forward = self._checkpointed(layer.forward)
         self._refuse_modules_without_gradient()
         self._refuse_wrong_prefix()
-
-    @property
-    def shapes(self) -> Shapes:
-        """The shape of each tensor of the adapter, in order."""
-        return {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
 
     @property
     def adapted_layers(self) -> int:
@@ -107,26 +82,9 @@ class AdaptedModel:
         """Whether some layers lie below the first adapted one."""
         return self._boundary > 0
 
-    def load(self, tensors: Tensors) -> None:
-        """Copy an adapter, or some of its tensors, into the model."""
-        with torch.no_grad():
-            for name, value in tensors.items():
-                self.parameters[name].copy_(torch.from_numpy(np.array(value)))
-
-    def read(self, names: Sequence[str] | frozenset[str]) -> dict[str, np.ndarray[Any, Any]]:
-        """Return copies of the named tensors."""
-        return {
-            name: parameter.detach().numpy().copy()
-            for name, parameter in self.parameters.items()
-            if name in names
-        }
-
-    def train_only(self, names: frozenset[str]) -> dict[str, nn.Parameter]:
-        """Let only the named tensors get gradients; return them."""
-        for name, parameter in self.parameters.items():
-            parameter.requires_grad_(name in names)
-            parameter.grad = None
-        return {name: self.parameters[name] for name in self.parameters if name in names}
+    def encoder(self) -> TaskEncoder:
+        """Return what turns a record's fields into token ids."""
+        return TaskEncoder(self.study.task, self.tokenizer)
 
     def first_tensors(self, seed: int) -> dict[str, np.ndarray[Any, Any]]:
         """Return the study's first adapter: A as in Hu et al. 2021, B = 0, a head from label texts.
@@ -216,15 +174,6 @@ class AdaptedModel:
                 answers.append(text.strip())
         return answers
 
-    @contextlib.contextmanager
-    def timed(self) -> Iterator[None]:
-        """Count the time inside as the model's own."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.model_seconds += time.perf_counter() - begin
-
     def _features(self, inputs: Tensor, mask: Tensor) -> Tensor:
         """Return the last layer's outputs (B, T, H)."""
         core = self._network.base_model if self.kind == "instruction" else self._network
@@ -249,28 +198,6 @@ class AdaptedModel:
         if self.study.task.head == "normalised":
             pooled = self.study.task.head_scale * F.normalize(pooled, dim=1)
         return self.module["head"](pooled)  # type: ignore[no-any-return]
-
-    def _check_length(self, model: Any) -> None:
-        limit = getattr(model.config, "max_position_embeddings", None)
-        if limit is not None and self.study.task.max_tokens > limit:
-            raise ConfigError(
-                f"[task] max_tokens is {self.study.task.max_tokens}, the base reads {limit}: "
-                "lower it"
-            )
-
-    def _named_parameters(self) -> dict[str, nn.Parameter]:
-        found: dict[str, nn.Parameter] = {}
-        for path, module in self.module["base"].named_modules():
-            if isinstance(module, LoraLinear):
-                name = path.removeprefix("base_model.model.")
-                found[f"{name}.lora_A"] = module.lora_A["default"].weight
-                found[f"{name}.lora_B"] = module.lora_B["default"].weight
-        if "head" in self.module:
-            found["head.weight"] = self.module["head"].weight  # type: ignore[assignment]
-            found["head.bias"] = self.module["head"].bias  # type: ignore[assignment]
-        for parameter in self.module.parameters():
-            parameter.requires_grad_(False)
-        return {name: found[name] for name in sorted(found, key=lambda name: name.encode())}
 
     def _install_bypass(self) -> None:
         """Let the frozen layers pass their input on while ``_bypass`` is set."""
@@ -343,6 +270,26 @@ class AdaptedModel:
                 f"the base {self.base.name!r} cannot go on from the outputs of its frozen layers: "
                 "leave out [adapter] layers"
             )
+
+
+def _check_length(model: Any, study: Study) -> None:
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and study.task.max_tokens > limit:
+        raise ConfigError(
+            f"[task] max_tokens is {study.task.max_tokens}, the base reads {limit}: lower it"
+        )
+
+
+def _named_parameters(module: nn.ModuleDict) -> dict[str, nn.Parameter]:
+    found: dict[str, nn.Parameter] = {}
+    for path, layer in module["base"].named_modules():
+        if isinstance(layer, LoraLinear):
+            name = path.removeprefix("base_model.model.")
+            found[f"{name}.lora_A"] = layer.lora_A["default"].weight
+            found[f"{name}.lora_B"] = layer.lora_B["default"].weight
+    if "head" in module:
+        found |= {f"head.{name}": one for name, one in module["head"].named_parameters()}
+    return found
 
 
 def pad(

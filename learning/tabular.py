@@ -15,10 +15,8 @@ difference twice as far. K > 2 classes have K logits.
     head.weight (1 or K, features)      head.bias (1 or K,)
 """
 
-import contextlib
 import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,9 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
-from huizhen.learning.model import Batch
 from huizhen.learning.tasks import Encoded, class_of
-from huizhen.protocol.adapter import Shapes, Tensors
+from huizhen.learning.trainable import Batch, Model
 from huizhen.protocol.errors import ConfigError, GovernanceError
 from huizhen.protocol.study import Study, TaskTerms
 
@@ -95,11 +92,8 @@ class TabularEncoder:
         return number
 
 
-class LinearModel:
+class LinearModel(Model):
     """What ``AdaptedModel`` is to a text, for numbers: one linear layer and nothing frozen."""
-
-    has_prefix = False
-    adapted_layers = 1
 
     def __init__(self, study: Study) -> None:
         """Make the model of a tabular study.
@@ -112,43 +106,20 @@ class LinearModel:
             raise ConfigError(
                 f"[task] labels has {len(task.labels)} classes, a tabular task needs two: list them"
             )
-        self.study = study
-        self.kind = task.kind
-        self.checkpointing = False
-        # there is one layer: nothing to keep or to run again
-        self.model_seconds = 0.0
         self._is_binary = len(task.labels) == 2
         head = nn.Linear(len(task.features), 1 if self._is_binary else len(task.labels))
-        self.module = nn.ModuleDict({"head": head})
-        self.parameters = {f"head.{name}": one for name, one in sorted(head.named_parameters())}
-        self.train_only(frozenset())
+        named = {f"head.{name}": one for name, one in head.named_parameters()}
+        super().__init__(study, nn.ModuleDict({"head": head}), named)
         self.load(self.first_tensors(study.study.seed))
 
     @property
-    def shapes(self) -> Shapes:
-        """The shape of each tensor, in order."""
-        return {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
+    def adapted_layers(self) -> int:
+        """The one layer there is."""
+        return 1
 
-    def load(self, tensors: Tensors) -> None:
-        """Copy tensors into the model."""
-        with torch.no_grad():
-            for name, value in tensors.items():
-                self.parameters[name].copy_(torch.from_numpy(np.array(value)))
-
-    def read(self, names: Sequence[str] | frozenset[str]) -> dict[str, NDArray[Any]]:
-        """Return copies of the named tensors."""
-        return {
-            name: parameter.detach().numpy().copy()
-            for name, parameter in self.parameters.items()
-            if name in names
-        }
-
-    def train_only(self, names: frozenset[str]) -> dict[str, nn.Parameter]:
-        """Let only the named tensors get gradients; return them."""
-        for name, parameter in self.parameters.items():
-            parameter.requires_grad_(name in names)
-            parameter.grad = None
-        return {name: self.parameters[name] for name in self.parameters if name in names}
+    def encoder(self) -> TabularEncoder:
+        """Return what turns a record's fields into features."""
+        return TabularEncoder(self.study.task)
 
     def first_tensors(self, seed: int) -> dict[str, NDArray[Any]]:
         """Return zeros for any seed: the loss is convex, and no start is better than none."""
@@ -172,15 +143,6 @@ class LinearModel:
     def logits(self, batch: Batch) -> Tensor:
         """Return the class scores of each record, (B, labels); of two classes the first has 0."""
         return self._scores(batch)
-
-    @contextlib.contextmanager
-    def timed(self) -> Iterator[None]:
-        """Count the time inside as the model's own."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.model_seconds += time.perf_counter() - begin
 
     def _scores(self, batch: Batch) -> Tensor:
         scores: Tensor = self.module["head"](batch.inputs)

@@ -201,7 +201,7 @@ def _calibrated(target: float, delta: float, quietest: Spend, already: tuple[Spe
         )
     # Rényi accounting is cheap and never below the PLD: its σ is enough, and the least is near.
     high = _MIN_SIGMA
-    while high < _MAX_SIGMA and _renyi_bound(together(high), delta) > target:
+    while high < _MAX_SIGMA and renyi_epsilon(together(high), delta) > target:
         high = min(1.2 * high, _MAX_SIGMA)
     low = max(high / 1.5, _MIN_SIGMA)
     while low > _MIN_SIGMA and excess(math.log(low)) <= 0:
@@ -229,7 +229,7 @@ def _certified(spends: tuple[Spend, ...], delta: float) -> float:
             f"delta is {delta:g}, too small for the arithmetic of {convolved} steps, "
             f"expected at least {100 * _FFT_ERROR * convolved:.1g}: raise delta"
         )
-    upper = _renyi_bound(spends, delta)
+    upper = renyi_epsilon(spends, delta)
     for finer in _REFINEMENTS:
         loss = _composed(spends, _width(spends, upper) * finer)
         spent = float(loss.get_epsilon_for_delta(delta - _FFT_ERROR * convolved))
@@ -290,7 +290,8 @@ def _full(spend: Spend) -> float:
     return chance_of_full(spend.sampling_rate, spend.batch_cap, spend.patients_bound)
 
 
-def _renyi_bound(spends: Sequence[Spend], delta: float) -> float:
+def renyi_epsilon(spends: Sequence[Spend], delta: float) -> float:
+    """Return ε by Rényi accounting, an upper bound that shares nothing with the PLD."""
     divergences = sum(s.steps * _renyi(dataclasses.replace(s, steps=1)) for s in spends)
     return float(rdp.compute_epsilon(_ORDERS, divergences, delta)[0])
 

@@ -13,10 +13,9 @@ from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import Any
 
-from dp_accounting import rdp
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from huizhen.protocol.accounting import ACCOUNTANT, Spend, to_event
+from huizhen.protocol.accounting import ACCOUNTANT, Spend, renyi_epsilon
 from huizhen.protocol.certificate import (
     Certificate,
     LedgerState,
@@ -32,7 +31,6 @@ from huizhen.protocol.membership import attack_bounds, true_positive_bound
 from huizhen.protocol.study import Study
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_RENYI_ORDERS = [*range(2, 65), 80, 128, 256, 512]  # whole ones have a closed form
 _COMPARED = (0.1, 1.0, 3.0)  # ε of other studies, for a feeling of scale
 _SHOWN_RATES = (0.01, 0.1)
 _AXIS = 240.0  # of the figure, in its own units
@@ -73,7 +71,7 @@ def issue(
         epsilon_agreed=terms.epsilon,
         delta=terms.delta,
         epsilon=max(site.epsilon for site in sites),
-        epsilon_renyi=None if is_capped else _renyi(spent, terms.delta),
+        epsilon_renyi=None if is_capped else renyi_epsilon([spent], terms.delta),
         accountant=ACCOUNTANT,
         accountant_version=importlib.metadata.version("dp-accounting"),
         mechanism=MechanismTerms(
@@ -185,12 +183,6 @@ def _spend(
         epsilon=mechanism.epsilon_after(rounds),
         ledger=ledger,
     )
-
-
-def _renyi(spend: Spend, delta: float) -> float:
-    """Return ε by the Rényi accountant of ``dp_accounting``, none of ours in between."""
-    accountant = rdp.RdpAccountant(_RENYI_ORDERS)
-    return float(accountant.compose(to_event(spend)).get_epsilon(delta))
 
 
 def _assumptions(study: Study, sites: Sequence[SiteSpend]) -> tuple[Statement, ...]:

@@ -1,59 +1,34 @@
 """An audit as people meet it: progress, a table to read, ``audit.json`` and the picture."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn
 from rich.table import Table
 
-from huizhen.protocol.errors import StorageError
+from huizhen.learning.files import write_whole
 from huizhen.simulations.audit_figure import audit_figure
 from huizhen.simulations.audit_study import Auditor, duration
+from huizhen.simulations.bars import LiveBars
 
 DOCUMENT, PICTURE = "audit.json", "audit.png"
 
 
-class AuditProgress(Auditor):
+class AuditProgress(LiveBars, Auditor):
     """Shows the steps as a bar on a terminal, as a few lines elsewhere."""
 
     def __init__(self, console: Console) -> None:
         """Show on a console; a quiet one shows nothing."""
-        self._console = console
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._steps = self._bars.add_task("private steps", total=None, visible=False)
-
-    def __enter__(self) -> "AuditProgress":
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bars.stop()
-
-    def say(self, text: str) -> None:
-        """Show what is being done."""
-        self._bars.console.print(text, style="dim", markup=False, highlight=False)
+        super().__init__(console, MofNCompleteColumn())
+        self._steps = self.bars.add_task("private steps", total=None, visible=False)
 
     def stepped(self, done: int, steps: int, seconds: float) -> None:
         """Move the bar; where there is no terminal, print a line now and then."""
-        self._bars.update(self._steps, total=steps, completed=done, visible=True)
-        if not self._console.is_terminal and done < steps and done % max(1, steps // 4) == 0:
+        self.bars.update(self._steps, total=steps, completed=done, visible=True)
+        if not self.console.is_terminal and done < steps and done % max(1, steps // 4) == 0:
             left = seconds / done * (steps - done)
             self.say(f"step {done} of {steps}, about {duration(left)} left")
 
@@ -111,12 +86,5 @@ def write_audit(document: Mapping[str, Any], out: Path) -> None:
         StorageError: the folder cannot be written.
     """
     text = json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-    files = {DOCUMENT: text.encode(), PICTURE: audit_figure(document)}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items():
-            temporary = out / f".{name}.{os.getpid()}"
-            temporary.write_bytes(data)
-            temporary.replace(out / name)
-    except OSError as error:
-        raise StorageError(f"cannot write {str(out)!r}: {error.strerror or error}") from error
+    write_whole(out / DOCUMENT, text.encode())
+    write_whole(out / PICTURE, audit_figure(document))

@@ -18,7 +18,7 @@ from huizhen.client.model_checks import check_model
 from huizhen.client.patient_gradients import ModelGradients
 from huizhen.client.per_record import per_record_gradients
 from huizhen.client.training import units
-from huizhen.learning.model import AdaptedModel
+from huizhen.learning.trainable import Model
 from huizhen.protocol.errors import ConfigError
 from huizhen.protocol.mechanism import Mechanism
 from huizhen.protocol.study import Study
@@ -67,7 +67,7 @@ class _Subject:
 
     site: str
     study: Study
-    model: AdaptedModel
+    model: Model
     examples: Examples
     parameters: Mapping[str, nn.Parameter]
     claim: Claim

@@ -18,7 +18,6 @@ Whoever shows a cohort shows ``hpo.HPO_NOTICE`` with it.
 """
 
 import json
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -31,7 +30,8 @@ from typing import Any
 
 import numpy as np
 
-from huizhen.protocol.errors import ConfigError, StorageError
+from huizhen.learning.files import write_whole
+from huizhen.protocol.errors import ConfigError
 from huizhen.simulations.hpo import (
     ABNORMALITY,
     ONSET_YEARS,
@@ -145,19 +145,7 @@ def make_cohort(
 def write_cohort(path: Path, **kwargs: Any) -> Path:
     """Write ``make_cohort(**kwargs)`` as JSON lines, whole or not at all, and return ``path``."""
     text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in make_cohort(**kwargs))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot write {str(path)!r}: {error.strerror}") from error
+    write_whole(path, text.encode())
     return path
 
 

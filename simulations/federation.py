@@ -1,7 +1,7 @@
 """The in-process engine: the coordinator's rounds and the sites' training, one site after another.
 
 The same ``server.rounds`` and ``client.site`` run here that run over a network; what passes
-between them is the bytes of the wire format. One ``AdaptedModel`` serves all sites.
+between them is the bytes of the wire format. One ``Model`` serves all sites.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from typing import Any
 from huizhen.client.examples import Examples
 from huizhen.client.ledger import Ledger
 from huizhen.client.site import Site
-from huizhen.learning.model import AdaptedModel
+from huizhen.learning.trainable import Model
 from huizhen.protocol.adapter import Tensors
 from huizhen.protocol.errors import AggregationError, PrivacyError
 from huizhen.protocol.ledger_entries import Cap
@@ -51,7 +51,7 @@ class Watcher:
 
 def run(
     work: Work,
-    model: AdaptedModel,
+    model: Model,
     folder: RunFolder,
     evaluate: Evaluate,
     *,
@@ -73,25 +73,11 @@ def run(
     Raises:
         AggregationError: an update was refused, so that a round cannot close.
     """
-    model.checkpointing = terms.checkpointing
     first = model.first_tensors(work.study.study.seed)
     coordinator = Coordinator(work.study, model.shapes)
     state, history = coordinator.first(first), []
     with contextlib.ExitStack() as ledgers:
-        sites = {}
-        for name, examples in work.sites.items():
-            ledger = None
-            if work.study.is_private:
-                ledger = ledgers.enter_context(open_ledger(folder, work, name))
-            sites[name] = Site(
-                name,
-                work.study,
-                examples,
-                model,
-                first,
-                ledger=ledger,
-                memory_mib=terms.memory_mib,
-            )
+        sites = _join(work, model, first, folder, ledgers, terms)
         if (stored := folder.restore(work.unit)) is not None:
             state = RoundState(round=stored.round, strategy=stored.strategy)
             history = stored.history
@@ -99,23 +85,37 @@ def run(
                 site.skip_to(stored.round)
             watcher.restored(work, stored.round - 1)
         while not coordinator.is_finished(state):
-            begin, inside = time.perf_counter(), model.model_seconds
-            entry: dict[str, Any] = {"round": state.round}
-            state = _collect(coordinator, state, sites, work, entry, watcher)
-            state = coordinator.close_round(state)
-            trained, inside = time.perf_counter() - begin, model.model_seconds - inside
+            begin = time.perf_counter()
+            state, entry = _run_round(coordinator, state, sites, work, model, watcher)
             if entry["round"] % evaluate_every == 0 or coordinator.is_finished(state):
                 model.load(state.strategy.x)
                 entry |= evaluate()
             entry["seconds"] = time.perf_counter() - begin
-            entry["training_seconds"] = trained
-            entry["outside_share"] = max(0.0, 1 - inside / trained)
-            if (mechanism := next(iter(sites.values())).mechanism) is not None:
-                entry["epsilon"] = mechanism.epsilon_after(entry["round"])
             history.append(entry)
             folder.save(work.unit, Checkpoint(state.round, state.strategy, history))
             watcher.round_done(work, entry)
     return state.strategy.x, history
+
+
+def _join(
+    work: Work,
+    model: Model,
+    first: Tensors,
+    folder: RunFolder,
+    ledgers: contextlib.ExitStack,
+    terms: SimulationTerms,
+) -> dict[str, Site]:
+    """Return the sites of a study, with their ledgers open where it is private."""
+    model.checkpointing = terms.checkpointing
+    sites = {}
+    for name, examples in work.sites.items():
+        ledger = None
+        if work.study.is_private:
+            ledger = ledgers.enter_context(open_ledger(folder, work, name))
+        sites[name] = Site(
+            name, work.study, examples, model, first, ledger=ledger, memory_mib=terms.memory_mib
+        )
+    return sites
 
 
 def open_ledger(folder: RunFolder, work: Work, site: str) -> Ledger:
@@ -136,15 +136,17 @@ def open_ledger(folder: RunFolder, work: Work, site: str) -> Ledger:
     return Ledger.create(path, site=site, cohort="simulated", cap=cap, unit=terms.unit)
 
 
-def _collect(
+def _run_round(
     coordinator: Coordinator,
     state: RoundState,
     sites: Mapping[str, Site],
     work: Work,
-    entry: dict[str, Any],
+    model: Model,
     watcher: Watcher,
-) -> RoundState:
-    """Ask every site once and note what passed between them in ``entry``."""
+) -> tuple[RoundState, dict[str, Any]]:
+    """Ask every site once and close the round; return the next state and the round's line."""
+    begin, inside = time.perf_counter(), model.model_seconds
+    entry: dict[str, Any] = {"round": state.round}
     announcement = coordinator.announcement(state)
     losses, details = [], {}
     for name, site in sites.items():
@@ -164,4 +166,10 @@ def _collect(
     entry["sites"] = details
     if losses:
         entry["loss"] = sum(losses) / len(losses)
-    return state
+    state = coordinator.close_round(state)
+    entry["training_seconds"] = time.perf_counter() - begin
+    inside = model.model_seconds - inside
+    entry["outside_share"] = max(0.0, 1 - inside / entry["training_seconds"])
+    if (mechanism := next(iter(sites.values())).mechanism) is not None:
+        entry["epsilon"] = mechanism.epsilon_after(entry["round"])
+    return state, entry

@@ -12,10 +12,10 @@ from huizhen.client.examples import Examples, make_examples
 from huizhen.client.governance import SitePolicy, admit
 from huizhen.client.site import check_delta
 from huizhen.learning.bases import resolve
-from huizhen.learning.model import AdaptedModel
-from huizhen.learning.models import make_encoder, make_model
+from huizhen.learning.models import make_model
 from huizhen.learning.tasks import UNSEEN, fields_read
 from huizhen.learning.template import nearest
+from huizhen.learning.trainable import Model
 from huizhen.protocol.errors import ConfigError, GovernanceError
 from huizhen.protocol.study import BaseTerms, SiteTerms, Study
 from huizhen.simulations.experiment import Experiment, SimulationTerms
@@ -31,7 +31,7 @@ class Prepared:
     experiment: Experiment
     study: Study
     # with labels, base digests and the sites' public sizes
-    model: AdaptedModel
+    model: Model
     records: Mapping[str, SiteRecords]
     train: Mapping[str, Examples]
     test: Mapping[str, Examples]
@@ -92,7 +92,7 @@ def prepare(
         for name, site in sites.items()
     }
     model = make_model(study, home)
-    encoder = make_encoder(model)
+    encoder = model.encoder()
     allowed = fields_read(study.task)
     _check_fields(sites, allowed)
     train, test, dropped = {}, {}, set[str]()

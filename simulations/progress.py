@@ -2,84 +2,56 @@
 
 import math
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
+from rich.progress import TaskID, TextColumn
 
+from huizhen.simulations.bars import LiveBars
 from huizhen.simulations.federation import Work
 from huizhen.simulations.runner import Observer
 
 
-class Progress(Observer):
+class Progress(LiveBars, Observer):
     """Shows round, loss, ε, bytes per site and the time left."""
 
     def __init__(self, console: Console) -> None:
         """Show on a console; a quiet one shows nothing."""
-        self._console = console
-        self._bars = Bars(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[detail]}", markup=False),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        super().__init__(console, TextColumn("{task.fields[detail]}", markup=False))
         self._total: TaskID | None = None
         self._arm: TaskID | None = None
         self._unit = ""
         self._epsilon = ""
 
-    def __enter__(self) -> "Progress":
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bars.stop()
-
-    def say(self, text: str) -> None:
-        """Show what is being done before the first round."""
-        if self._console.is_terminal:
-            self._bars.console.print(text, style="dim", markup=False)
-        else:
-            self._console.print(text, markup=False, highlight=False)
-
     def planned(self, works: list[Work]) -> None:
         """Start the bar of the whole run; its unit is a record read once."""
         total = sum(work.study.rounds.count * _cost(work) for work in works)
-        self._total = self._bars.add_task("whole run", total=total, detail="")
+        self._total = self.bars.add_task("whole run", total=total, detail="")
 
     def restored(self, work: Work, rounds: int) -> None:
         """Count the rounds that an earlier run has done."""
         if self._total is not None:
-            self._bars.update(self._total, advance=rounds * _cost(work))
+            self.bars.update(self._total, advance=rounds * _cost(work))
 
     def site_done(self, work: Work, round: int, site: str, loss: float, sent: int) -> None:
         """Move the bars by one site's part."""
         if work.unit != self._unit:
             if self._arm is not None:
-                self._bars.remove_task(self._arm)
+                self.bars.remove_task(self._arm)
             self._unit, self._epsilon = work.unit, ""
-            self._arm = self._bars.add_task(
+            self._arm = self.bars.add_task(
                 work.unit, total=work.study.rounds.count * len(work.sites), detail=""
             )
-            self._bars.update(self._arm, completed=(round - 1) * len(work.sites))
+            self.bars.update(self._arm, completed=(round - 1) * len(work.sites))
         shown = "" if math.isnan(loss) else f" loss {loss:.3f}"
-        self._bars.update(
+        self.bars.update(
             self._arm or TaskID(0),
             advance=1,
             detail=f"round {round}/{work.study.rounds.count} {site}{shown}{self._epsilon} "
             f"{_size(sent)}/site",
         )
         if self._total is not None:
-            self._bars.update(self._total, advance=_cost(work) / len(work.sites))
+            self.bars.update(self._total, advance=_cost(work) / len(work.sites))
 
     def round_done(self, work: Work, entry: Mapping[str, Any]) -> None:
         """Print the round's line where there is no terminal."""
@@ -94,10 +66,8 @@ class Progress(Observer):
         parts.append(f"{_size(entry['bytes_up'] / len(work.sites))}/site up")
         parts.append(f"{entry['seconds']:.1f} s")
         line = ", ".join(parts)
-        if not self._console.is_terminal:
-            self._console.print(line, highlight=False, markup=False)
-        elif entry["round"] == work.study.rounds.count:
-            self._bars.console.print(line, style="dim", highlight=False, markup=False)
+        if not self.console.is_terminal or entry["round"] == work.study.rounds.count:
+            self.say(line)
 
 
 def _cost(work: Work) -> float:

@@ -4,7 +4,6 @@ Everything shown is computed from ``results.json``; a part whose numbers are mis
 All texts are escaped by Jinja2, and the page's own policy forbids it to load or run anything.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 from rich.text import Text
 
-from huizhen.protocol.errors import ConfigError, StorageError
+from huizhen.learning.files import write_whole
+from huizhen.protocol.errors import ConfigError
 from huizhen.simulations.report_figures import figures_of
 from huizhen.simulations.verdict import (
     ARMS,
@@ -86,19 +86,7 @@ def write_report(results: Mapping[str, Any], folder: Path) -> Path:
     environment.filters |= {"number": number, "megabytes": megabytes, "plain": plain}
     html = environment.get_template("report.html.j2").render(_page(results))
     path = folder / "report.html"
-    partial = folder / f".report.html.{os.getpid()}.partial"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("w", encoding="utf-8", newline="\n") as file:
-                file.write(html)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot write {str(path)!r}: {error.strerror}") from error
+    write_whole(path, html.encode())
     return path
 
 

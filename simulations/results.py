@@ -11,8 +11,9 @@ from huizhen.client.evaluation import answer_loss, classify
 from huizhen.client.examples import Examples
 from huizhen.learning.metrics import classification_metrics, is_same_answer
 from huizhen.learning.model import AdaptedModel
-from huizhen.learning.tasks import UNSEEN, TaskEncoder
+from huizhen.learning.tasks import UNSEEN
 from huizhen.learning.template import render
+from huizhen.learning.trainable import Model
 from huizhen.protocol.adapter import Tensors
 from huizhen.protocol.certificate import Certificate
 from huizhen.protocol.mechanism import Mechanism
@@ -31,7 +32,7 @@ class TestRecords:
 
     __test__ = False  # no test class of pytest
 
-    def __init__(self, model: AdaptedModel, sites: Mapping[str, Examples]) -> None:
+    def __init__(self, model: Model, sites: Mapping[str, Examples]) -> None:
         """Take the records of all sites; some sites may have none."""
         self.model = model
         self.sites = {name: examples for name, examples in sites.items() if examples.ids}
@@ -74,9 +75,10 @@ class Results:
     def add(self, work: Work, adapter: Tensors, history: list[dict[str, Any]]) -> None:
         """Take in a unit of work that is finished."""
         metrics = dict(history[-1]["metrics"])
-        if self.prepared.model.kind == "instruction":
-            self.prepared.model.load(adapter)
-            metrics |= self._answer(work.unit)
+        model = self.prepared.model
+        if isinstance(model, AdaptedModel) and model.kind == "instruction":
+            model.load(adapter)
+            metrics |= self._answer(model, work.unit)
         self._done.append((work, history, metrics, tensors_digest(adapter)))
 
     def document(self, *, command: str, certificate: Certificate | None) -> dict[str, Any]:
@@ -270,10 +272,9 @@ class Results:
         extra = ", with HPO ancestors" if terms.ancestors is not None else ""
         return {**found, "text": f"TF-IDF + logistic regression{extra}"}
 
-    def _answer(self, unit: str) -> Metrics:
+    def _answer(self, model: AdaptedModel, unit: str) -> Metrics:
         """Let the loaded adapter answer test records; keep the first answers for the report."""
-        model, task = self.prepared.model, self.prepared.study.task
-        encoder = TaskEncoder(task, model.tokenizer)
+        task, encoder = model.study.task, model.encoder()
         chosen = self._asked()
         encoded = [encoder.encode(fields, place) for fields, place in chosen]
         prompts = [one.ids[: one.answer_start] for one in encoded]

@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import rfc8785
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from huizhen.learning.files import write_whole
 from huizhen.protocol.adapter import Tensors, in_order
 from huizhen.protocol.errors import ConfigError, StorageError
 from huizhen.strategies.base import StrategyState
@@ -53,8 +53,7 @@ class RunFolder:
 
         Raises:
             ConfigError: the folder belongs to another run, holds one and ``resume`` is not set, or
-                is
-                in use.
+                is in use.
             StorageError: it cannot be written.
         """
         self.path = path
@@ -96,24 +95,7 @@ class RunFolder:
         Raises:
             StorageError: the disk is full or read-only.
         """
-        target = self.path / name
-        with _storage(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{os.getpid()}")
-            try:
-                with temporary.open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(target)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-            folder = os.open(target.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        write_whole(self.path / name, data)
 
     def save(self, unit: str, checkpoint: Checkpoint) -> None:
         """Store the state of a unit of work after a closed round."""

@@ -7,7 +7,7 @@ from huizhen.client.evaluation import classify
 from huizhen.client.examples import make_examples, pooled
 from huizhen.client.governance import SitePolicy, admit
 from huizhen.client.records import Record
-from huizhen.learning.models import make_encoder, make_model
+from huizhen.learning.models import make_model
 from huizhen.learning.tasks import fields_read
 from huizhen.protocol.study import parse_study
 
@@ -68,7 +68,7 @@ def tabular_site(make_site):
     ]
     admitted = admit(records, SitePolicy(site="A"))
     clean = deidentify(admitted, fields_read(model.study.task))
-    return model, make_examples(clean, make_encoder(model), model)
+    return model, make_examples(clean, model.encoder(), model)
 
 
 def test_numbers_keep_their_patients_and_are_never_padded(tabular_site):

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from huizhen.learning.model import AdaptedModel
-from huizhen.learning.models import make_encoder, make_model
+from huizhen.learning.models import make_model
 from huizhen.learning.tabular import LinearModel, TabularEncoder
 from huizhen.learning.tasks import TaskEncoder
 from huizhen.protocol.errors import ConfigError
@@ -22,7 +22,7 @@ def test_each_kind_of_task_has_its_model_and_its_encoder(make_study, home):
     kinds = {}
     for study in (make_study(), make_study("instruction"), parse_study(TABULAR, "s")):
         model = make_model(study, home)
-        kinds[model.kind] = (type(model), type(make_encoder(model)))
+        kinds[model.kind] = (type(model), type(model.encoder()))
     assert kinds == {
         "classification": (AdaptedModel, TaskEncoder),
         "instruction": (AdaptedModel, TaskEncoder),

@@ -131,16 +131,16 @@ def test_a_resumed_run_does_not_do_a_stored_round_again(
 ):
     """Stopped by Ctrl-C in round 4 of the first unit, in this process."""
     done = []
-    collect = federation._collect
+    run_round = federation._run_round
 
-    def counted(coordinator, state, sites, work, entry, watcher):
-        if (work.unit, entry["round"]) == ("pooled-1", 4) and ("pooled-1", 4) not in done:
+    def counted(coordinator, state, sites, work, model, watcher):
+        if (work.unit, state.round) == ("pooled-1", 4) and ("pooled-1", 4) not in done:
             done.append(("pooled-1", 4))
             raise KeyboardInterrupt
-        done.append((work.unit, entry["round"]))
-        return collect(coordinator, state, sites, work, entry, watcher)
+        done.append((work.unit, state.round))
+        return run_round(coordinator, state, sites, work, model, watcher)
 
-    monkeypatch.setattr(federation, "_collect", counted)
+    monkeypatch.setattr(federation, "_run_round", counted)
     arguments = ["simulate", str(experiment), "--out", str(tmp_path / "run"), "--home", str(home)]
     assert main(arguments) == 130
     stopped = capsys.readouterr().err

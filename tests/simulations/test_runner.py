@@ -204,7 +204,7 @@ def test_a_finished_run_is_not_done_again(start, monkeypatch):
     def never(*args):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(federation, "_collect", never)
+    monkeypatch.setattr(federation, "_run_round", never)
     _, again = start(arms, resume=True)
     for arm in first["arms"]:
         assert again["arms"][arm]["per_seed"] == first["arms"][arm]["per_seed"]

@@ -1,0 +1,39 @@
+"""Files that are whole or absent, also after a power cut."""
+
+import os
+from pathlib import Path
+
+from huizhen.protocol.errors import StorageError
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file beside its place, sync it and move it there; its folder is made if needed.
+
+    A reader sees the old bytes or the new, and no kill leaves a part of them.
+
+    Raises:
+        StorageError: the disk is full or read-only.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync(path.parent)
+    except OSError as error:
+        raise StorageError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
