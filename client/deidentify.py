@@ -1,7 +1,8 @@
 """De-identification: what of a record may reach training.
 
 For now: a field allow-list. Only the fields that the study's task reads survive, everything else,
-the patient's id among it, is dropped; patients become numbers in the order of their first record.
+the patient's id among it, is dropped; patients become numbers in the order of their first record,
+those to train on and those held out in one go, so that a patient of both is found.
 Free text inside an allowed field is not searched for identifiers yet: a field that may hold any
 must not be named by a task.
 """
@@ -33,6 +34,7 @@ class Deidentified:
 
     site: str
     records: tuple[CleanRecord, ...]
+    held_out: tuple[CleanRecord, ...]
     fields_dropped: tuple[str, ...]
 
 
@@ -56,10 +58,13 @@ def deidentify(admitted: Admitted, wanted: tuple[str, ...]) -> Deidentified:
             )
     numbers: dict[str, int] = {}
     dropped: set[str] = set()
-    records = []
-    for record in admitted.records:
+    clean = []
+    for record in (*admitted.records, *admitted.held_out):
         number = numbers.setdefault(record.patient, len(numbers))
         kept = {name: record.fields[name] for name in wanted if name in record.fields}
         dropped |= record.fields.keys() - set(wanted)
-        records.append(CleanRecord(number, kept, record.place))
-    return Deidentified(policy.site, tuple(records), tuple(sorted(dropped)))
+        clean.append(CleanRecord(number, kept, record.place))
+    first = len(admitted.records)
+    return Deidentified(
+        policy.site, tuple(clean[:first]), tuple(clean[first:]), tuple(sorted(dropped))
+    )

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from huizhen.client.deidentify import Deidentified
+from huizhen.client.deidentify import CleanRecord, Deidentified
 from huizhen.learning.model import pad
 from huizhen.learning.tasks import UNSEEN, Encoder
 from huizhen.learning.trainable import Batch, Model
@@ -24,7 +24,7 @@ class Examples:
     labels: tuple[int, ...]
     answer_starts: tuple[int, ...]
     patients: tuple[int, ...]
-    # whose record it is: 0 … number of patients - 1
+    # whose record it is; equal numbers are one patient, within one site
     cut: int
     # records whose text was longer than max_tokens, or with a feature outside its range
 
@@ -70,20 +70,34 @@ class Examples:
 
 
 def make_examples(data: Deidentified, encoder: Encoder, model: Model) -> Examples:
-    """Return the records as the model reads them, with the outputs of its frozen layers.
+    """Return the records to train on as the model reads them, its frozen layers' outputs with them.
 
     Raises:
         ConfigError: a record lacks a field of the task.
         GovernanceError: a text, label or answer is empty, or a feature is no number.
     """
-    encoded = [encoder.encode(record.fields, record.place) for record in data.records]
+    return _read(data.records, encoder, model)
+
+
+def make_held_out(data: Deidentified, encoder: Encoder, model: Model) -> Examples:
+    """Return the held-out records in the same way; they share no batch with those to train on.
+
+    Raises:
+        ConfigError: as ``make_examples``.
+        GovernanceError: as ``make_examples``.
+    """
+    return _read(data.held_out, encoder, model)
+
+
+def _read(records: Sequence[CleanRecord], encoder: Encoder, model: Model) -> Examples:
+    encoded = [encoder.encode(record.fields, record.place) for record in records]
     ids = tuple(torch.from_numpy(one.ids) for one in encoded)
     return Examples(
         ids=ids,
         inputs=tuple(model.prefix(ids)),
         labels=tuple(one.label for one in encoded),
         answer_starts=tuple(one.answer_start for one in encoded),
-        patients=tuple(record.patient for record in data.records),
+        patients=tuple(record.patient for record in records),
         cut=sum(one.was_cut for one in encoded),
     )
 

@@ -26,10 +26,20 @@ class Admitted:
 
     policy: SitePolicy
     records: tuple[Record, ...]
+    held_out: tuple[Record, ...] = ()
+    # never trained on: what metrics are computed on
 
 
-def admit(records: Sequence[Record], policy: SitePolicy) -> Admitted:
+def admit(
+    records: Sequence[Record], policy: SitePolicy, *, held_out: Sequence[Record] = ()
+) -> Admitted:
     """Return the records that may be used.
+
+    Args:
+        records: to train on.
+        policy: of the site.
+        held_out: to compute metrics on; no minimum applies to them here, since metrics are kept
+            back under a minimum of their own.
 
     Raises:
         GovernanceError: the site has fewer patients than its policy demands.
@@ -41,4 +51,4 @@ def admit(records: Sequence[Record], policy: SitePolicy) -> Admitted:
             f"site {policy.site!r} has {patients} training {noun}, at least "
             f"{policy.minimum_patients} are needed: leave it out or merge it with another"
         )
-    return Admitted(policy, tuple(records))
+    return Admitted(policy, tuple(records), tuple(held_out))

@@ -23,7 +23,7 @@ would let one patient move others.
 """
 
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -98,14 +98,7 @@ def release_metrics(
             to be trained on.
     """
     epsilon_counts, epsilon_loss = budgets(study)
-    patients = [outcome.patient for outcome in outcomes]
-    if not training_patients:
-        raise PrivacyError("no training patients are given, held-out ones must be compared to them")
-    if not training_patients.isdisjoint(patients):
-        raise PrivacyError(
-            "a held-out patient is also a training patient, the metrics' epsilon would add to that "
-            "of training: hold whole patients out, numbered in one go with the others"
-        )
+    check_held_out([outcome.patient for outcome in outcomes], training_patients)
     cells, loss = exact_counts(outcomes, cells_of(study.task))
     noise = Fraction(epsilon_counts)
     noised = {name: count + discrete_laplace(noise) for name, count in cells.items()}
@@ -124,6 +117,25 @@ def release_metrics(
         counts=None if is_suppressed else noised,
         loss=None if is_suppressed else noised_loss,
     )
+
+
+def check_held_out(held_out: Collection[int], training: Collection[int]) -> None:
+    """Refuse metrics on patients that were trained on.
+
+    Args:
+        held_out: patients' numbers.
+        training: everyone who was trained on, in the same numbering.
+
+    Raises:
+        PrivacyError: a patient is in both, or nobody is said to be trained on.
+    """
+    if not training:
+        raise PrivacyError("no training patients are given, held-out ones must be compared to them")
+    if not set(training).isdisjoint(held_out):
+        raise PrivacyError(
+            "a held-out patient is also a training patient, the metrics' epsilon would add to that "
+            "of training: hold whole patients out, numbered in one go with the others"
+        )
 
 
 def exact_counts(outcomes: Sequence[Outcome], cells: Sequence[str]) -> tuple[dict[str, int], int]:

@@ -2,6 +2,7 @@
 
 from huizhen.client.examples import Examples
 from huizhen.client.ledger import Ledger
+from huizhen.client.metrics_release import check_held_out, held_out_outcomes, release_metrics
 from huizhen.client.model_checks import check_model
 from huizhen.client.outbox import Envelope, send
 from huizhen.client.training import Protection, TrainingReport, train_round, units
@@ -9,8 +10,9 @@ from huizhen.learning.trainable import Model
 from huizhen.protocol.adapter import Tensors, difference
 from huizhen.protocol.errors import PrivacyError, ProtocolError, WireError
 from huizhen.protocol.mechanism import Mechanism, patients_bound
+from huizhen.protocol.metrics import budgets
 from huizhen.protocol.study import Study
-from huizhen.protocol.wire import decode
+from huizhen.protocol.wire import Message, decode
 from huizhen.strategies.base import Strategy
 from huizhen.strategies.catalogue import make_strategy
 
@@ -51,6 +53,7 @@ class Site:
         model: Model,
         first: Tensors,
         *,
+        held_out: Examples | None = None,
         ledger: Ledger | None = None,
         memory_mib: int = DEFAULT_MEMORY_MIB,
     ) -> None:
@@ -62,13 +65,15 @@ class Site:
             examples: the site's records.
             model: may be shared with other sites.
             first: the study's first adapter.
+            held_out: records that are not trained on, for the metrics that the study lets out.
             ledger: of the cohort that the records belong to; a private study needs it.
             memory_mib: bound on what a private step holds at a time, in MiB.
 
         Raises:
             ProtocolError: the study does not list this site.
             PrivacyError: δ is not below one over the number of patients, there are more of them
-                than the study's public size allows, or the model cannot be trained privately.
+                than the study's public size allows, the model cannot be trained privately, or a
+                patient is both trained on and held out while metrics leave.
             BudgetExhaustedError: the ledger's cap does not cover the study's rounds.
         """
         if name not in study.sites:
@@ -76,6 +81,8 @@ class Site:
         self.name, self.study, self.examples, self.model = name, study, examples, model
         self.digest = study.digest()
         self._ledger = ledger
+        self._held_out: Examples | None = None
+        self._metrics: bytes | None = None
         self.strategy: Strategy = make_strategy(study)
         self.adapter: Tensors = self.strategy.init(first).x
         self.mechanism: Mechanism | None = None
@@ -90,6 +97,9 @@ class Site:
                 )
             check_delta(name, study, examples)
             _check_size(name, study, examples)
+            if held_out is not None and study.privacy.metrics_epsilon is not None:
+                check_held_out(held_out.patients, examples.patients)
+                self._held_out = held_out
             self.mechanism = Mechanism.of(study)
             model.load(self.adapter)
             memory = check_model(model, examples, memory_mib)
@@ -111,11 +121,7 @@ class Site:
                 f"{self.study.rounds.count}: each round is paid for once"
             )
         names = self.strategy.trains(self.model.shapes, round)
-        shapes = {name: shape for name, shape in self.model.shapes.items() if name in names}
-        message = decode(announcement, shapes=shapes)
-        if (message.kind, message.study, message.round) != ("adapter", self.digest, round):
-            raise ProtocolError("announcement is of another study or round: nothing was trained")
-        self.model.load({**self.adapter, **message.tensors})
+        message = self._load(announcement, round)
         if self._ledger is not None and self.study.is_private:
             self._ledger.charge(self.digest, round)  # on the disk before the first gradient
         report = train_round(
@@ -139,6 +145,50 @@ class Site:
             ) from error
         self._last_round = round
         return envelope, report
+
+    def release_metrics(self, announcement: bytes) -> bytes:
+        """Return the noised metrics of the final adapter; asked again, the same bytes.
+
+        Args:
+            announcement: of the round after the last.
+
+        Raises:
+            ConfigError: the study lets no metrics out.
+            ProtocolError: the announcement is of another study or round, or not what it must be.
+            PrivacyError: the study is not private, or nothing was held out here.
+            BudgetExhaustedError: the ledger's cap for metrics does not cover it, or a release that
+                was charged before a crash is lost: its ε is spent.
+        """
+        if self._metrics is not None:
+            return self._metrics
+        epsilon = sum(budgets(self.study))
+        if self._held_out is None or self._ledger is None:
+            raise PrivacyError(
+                f"site {self.name!r} has no held-out patients in a private study: it has no "
+                "metrics to let out"
+            )
+        self._load(announcement, self.study.rounds.count + 1)
+        outcomes = held_out_outcomes(self.model, self._held_out)
+        self._ledger.charge_metrics(self.digest, "held_out", epsilon)  # before any noise is drawn
+        released = release_metrics(
+            self.study,
+            site=self.name,
+            round=self.study.rounds.count,
+            outcomes=outcomes,
+            training_patients=set(self.examples.patients),
+        )
+        self._metrics = released.canonical()
+        return self._metrics
+
+    def _load(self, announcement: bytes, round: int) -> Message:
+        """Put an announced adapter into the model."""
+        names = self.strategy.trains(self.model.shapes, round)
+        shapes = {name: shape for name, shape in self.model.shapes.items() if name in names}
+        message = decode(announcement, shapes=shapes)
+        if (message.kind, message.study, message.round) != ("adapter", self.digest, round):
+            raise ProtocolError("announcement is of another study or round: nothing was done")
+        self.model.load({**self.adapter, **message.tensors})
+        return message
 
     def skip_to(self, round: int) -> None:
         """Take rounds before ``round`` as answered: the coordinator has stored their result."""

@@ -8,7 +8,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from huizhen.client.examples import Examples
@@ -16,9 +16,11 @@ from huizhen.client.ledger import Ledger
 from huizhen.client.site import Site
 from huizhen.learning.trainable import Model
 from huizhen.protocol.adapter import Tensors
-from huizhen.protocol.errors import AggregationError, PrivacyError
+from huizhen.protocol.errors import AggregationError, BudgetExhaustedError, PrivacyError
 from huizhen.protocol.ledger_entries import Cap
+from huizhen.protocol.metrics import parse_metrics
 from huizhen.protocol.study import Study
+from huizhen.server.metrics import join_metrics
 from huizhen.server.rounds import Coordinator, RoundState
 from huizhen.simulations.experiment import SimulationTerms
 from huizhen.simulations.run_folder import Checkpoint, RunFolder, safe_name
@@ -34,6 +36,8 @@ class Work:
     # its name in the run folder
     study: Study
     sites: Mapping[str, Examples]
+    held_out: Mapping[str, Examples] = field(default_factory=dict)
+    # for the metrics that sites let out; a site may have none
 
 
 class Watcher:
@@ -90,6 +94,8 @@ def run(
             if entry["round"] % evaluate_every == 0 or coordinator.is_finished(state):
                 model.load(state.strategy.x)
                 entry |= evaluate()
+            if coordinator.is_finished(state):
+                entry |= _let_out(coordinator, state, sites, work)
             entry["seconds"] = time.perf_counter() - begin
             history.append(entry)
             folder.save(work.unit, Checkpoint(state.round, state.strategy, history))
@@ -113,7 +119,14 @@ def _join(
         if work.study.is_private:
             ledger = ledgers.enter_context(open_ledger(folder, work, name))
         sites[name] = Site(
-            name, work.study, examples, model, first, ledger=ledger, memory_mib=terms.memory_mib
+            name,
+            work.study,
+            examples,
+            model,
+            first,
+            held_out=work.held_out.get(name),
+            ledger=ledger,
+            memory_mib=terms.memory_mib,
         )
     return sites
 
@@ -173,3 +186,35 @@ def _run_round(
     if (mechanism := next(iter(sites.values())).mechanism) is not None:
         entry["epsilon"] = mechanism.epsilon_after(entry["round"])
     return state, entry
+
+
+def _let_out(
+    coordinator: Coordinator, state: RoundState, sites: Mapping[str, Site], work: Work
+) -> dict[str, Any]:
+    """Return what the sites say of the final adapter, as the coordinator reads their noised counts.
+
+    A site says nothing when an earlier attempt was killed after its charge: that ε is spent.
+    """
+    if not work.study.is_private or work.study.privacy.metrics_epsilon is None:
+        return {}
+    announcement = coordinator.announcement(state)
+    values, details = [], {}
+    for name in work.held_out:
+        try:
+            data = sites[name].release_metrics(announcement)
+        except BudgetExhaustedError:
+            continue
+        values.append(parse_metrics(data, work.study))
+        details[name] = {key: asdict(one) for key, one in values[-1].readings().items()}
+    joint = None
+    if any(not value.is_suppressed for value in values):
+        joint = asdict(join_metrics(values))
+        joint |= {key: list(joint[key]) for key in ("sites", "suppressed")}  # as JSON has them
+    return {
+        "released": {
+            "epsilon": work.study.privacy.metrics_epsilon,
+            "sites": details,
+            "silent": [name for name in work.sites if name not in details],
+            "joint": joint,
+        }
+    }

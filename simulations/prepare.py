@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from huizhen.client.deidentify import deidentify
-from huizhen.client.examples import Examples, make_examples
+from huizhen.client.examples import Examples, make_examples, make_held_out
 from huizhen.client.governance import SitePolicy, admit
 from huizhen.client.site import check_delta
 from huizhen.learning.bases import resolve
@@ -88,7 +88,7 @@ def prepare(
     """
     minimum = experiment.simulation.minimum_patients
     admitted = {
-        name: admit(site.train, _policy(name, experiment.simulation, minimum))
+        name: admit(site.train, _policy(name, experiment.simulation, minimum), held_out=site.test)
         for name, site in sites.items()
     }
     model = make_model(study, home)
@@ -102,9 +102,7 @@ def prepare(
         clean = deidentify(admitted[name], allowed)
         dropped |= set(clean.fields_dropped)
         train[name] = make_examples(clean, encoder, model)
-        # no minimum applies to the test records of a simulation: they are not trained on
-        kept = admit(site.test, _policy(name, experiment.simulation, 0))
-        test[name] = make_examples(deidentify(kept, allowed), encoder, model)
+        test[name] = make_held_out(clean, encoder, model)
     known = {name: examples.with_known_labels() for name, examples in train.items()}
     for name, examples in known.items():
         if examples.num_patients < minimum:

@@ -272,7 +272,33 @@ def _left(results: Mapping[str, Any]) -> list[str]:
             share = arm_of(results, arm).get("outside_share", fmean(shares))
             text += f"; {100 * share:.1f} % of the time was not training"
         sentences.append(text[0].upper() + text[1:] + ".")
+    if released := arm_of(results, "federated_dp").get("released"):
+        sentences.append(_released(released))
     return sentences
+
+
+def _released(released: Mapping[str, Any]) -> str:
+    """Return the metrics that the hospitals let out, in a sentence."""
+    text = (
+        f"Noised counts on held-out patients, ε = {released['epsilon']:g} for each of them and one "
+        "release: "
+    )
+    joint = released["joint"]
+    if joint is None:
+        return text + "every hospital kept them back, too few patients seem to be behind them."
+    parts = [
+        f"{METRICS[name]} {one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
+        for name, one in joint["rates"].items()
+    ]
+    if joint["loss"] is not None:
+        one = joint["loss"]
+        parts.append(f"loss {one['value']:.2f} ({one['low']:.2f} to {one['high']:.2f})")
+    text += (
+        f"{', '.join(parts)} on about {joint['patients']} patients, all a coordinator would know"
+    )
+    if kept := len(joint["suppressed"]):
+        text += f"; {kept} of the hospitals kept theirs back"
+    return text + "."
 
 
 def _limits(results: Mapping[str, Any]) -> list[str]:

@@ -150,6 +150,8 @@ class Results:
         if work.study.is_private:
             spent = Mechanism.of(work.study).epsilon_after(work.study.rounds.count)
             entry["epsilon"] = dict.fromkeys(work.study.sites, spent)
+        if "released" in last[0]:
+            entry["released"] = last[0]["released"]
         return entry
 
     def _local(self) -> dict[str, Any]:
@@ -313,7 +315,8 @@ class Results:
 
 
 def _public_round(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if key not in ("sites", "test_sites")}
+    hidden = ("sites", "test_sites", "released")
+    return {key: value for key, value in entry.items() if key not in hidden}
 
 
 def _mean(metrics: list[Metrics]) -> Metrics:

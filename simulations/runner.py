@@ -117,7 +117,8 @@ def plan(prepared: Prepared) -> Iterator[Work]:
                 joined = replace(study, sites={POOLED: size}, rounds=by_itself)
                 yield Work(f"pooled-{seed}", joined, {POOLED: everything})
             else:
-                yield Work(f"{arm}-{seed}", study, prepared.train)
+                held_out = prepared.test if study.is_private else {}
+                yield Work(f"{arm}-{seed}", study, prepared.train, held_out)
     private = arm_study(prepared.study, terms.seeds[0], private=True)
     for value in terms.sweep_epsilon:
         other = replace(private, privacy=replace(private.privacy, epsilon=value))

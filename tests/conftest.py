@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from huizhen.client.deidentify import deidentify
-from huizhen.client.examples import make_examples
+from huizhen.client.examples import make_examples, make_held_out
 from huizhen.client.governance import SitePolicy, admit
 from huizhen.client.records import Record
 from huizhen.learning.bases import resolve
 from huizhen.learning.model import AdaptedModel
-from huizhen.learning.tasks import TaskEncoder, fields_read
+from huizhen.learning.tasks import fields_read
 from huizhen.protocol.study import parse_study
 
 WORDS = {
@@ -104,19 +104,27 @@ def make_study():
 
 
 @pytest.fixture(scope="session")
-def make_site():
-    """Return a site's records as examples, by the way that records take at a hospital."""
+def make_parts():
+    """Return a site's records as examples, and the held-out ones, by the way of a hospital's."""
 
-    def make(model, rows):
+    def make(model, rows, held_out):
         records = [
             Record(patient, {"text": text, "disease": disease, "id": patient}, f"rows:{i}")
-            for i, (patient, text, disease) in enumerate(rows, 1)
+            for i, (patient, text, disease) in enumerate([*rows, *held_out], 1)
         ]
-        admitted = admit(records, SitePolicy(site="A", minimum_patients=1))
+        policy = SitePolicy(site="A", minimum_patients=1)
+        admitted = admit(records[: len(rows)], policy, held_out=records[len(rows) :])
         clean = deidentify(admitted, fields_read(model.study.task))
-        return make_examples(clean, TaskEncoder(model.study.task, model.tokenizer), model)
+        encoder = model.encoder()
+        return make_examples(clean, encoder, model), make_held_out(clean, encoder, model)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_site(make_parts):
+    """Return a site's records as examples, none held out."""
+    return lambda model, rows: make_parts(model, rows, [])[0]
 
 
 @pytest.fixture(scope="session")

@@ -50,3 +50,12 @@ def test_nothing_of_a_record_shows():
     found = clean(("text", "phone"))
     assert "SECRET" not in repr(found)
     assert str(found.records[0]) == "CleanRecord(<masked>, a:1)"
+
+
+def test_held_out_patients_are_numbered_in_one_go_with_those_to_train_on():
+    train = [Record("b", {"text": "one"}, "a:1"), Record("a", {"text": "two"}, "a:2")]
+    held_out = [Record("c", {"text": "x"}, "a:3"), Record("a", {"text": "y", "phone": 1}, "a:4")]
+    found = deidentify(admit(train, SitePolicy(site="A"), held_out=held_out), ("text",))
+    assert [record.patient for record in found.records] == [0, 1]
+    assert [record.patient for record in found.held_out] == [2, 1]
+    assert found.fields_dropped == ("phone",)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from huizhen.client.ledger import Ledger
+from huizhen.client.metrics_release import release_metrics
 from huizhen.client.site import DEFAULT_MEMORY_MIB, Site
 from huizhen.client.training import train_round
 from huizhen.protocol.accounting import Spend, epsilon
@@ -20,6 +21,7 @@ from huizhen.protocol.errors import (
 )
 from huizhen.protocol.ledger_entries import Cap
 from huizhen.protocol.mechanism import Mechanism
+from huizhen.protocol.metrics import parse_metrics
 from huizhen.protocol.wire import Message, decode, encode
 from huizhen.strategies.catalogue import make_strategy
 
@@ -249,6 +251,83 @@ def test_each_round_is_charged_before_its_first_gradient(
     for round in (1, 2):
         site.answer(announcement(tiny_classifier, private, round), round)
     assert seen == [Mechanism.of(private).epsilon_after(rounds) for rounds in (1, 2)]
+
+
+@pytest.fixture
+def rich_ledger(tmp_path):
+    """A ledger whose cap allows one release of metrics."""
+    cap = Cap(epsilon=8.5, delta=1e-3, metrics_epsilon=2.0)
+    with Ledger.create(tmp_path / "rich.sqlite", site="A", cohort="rare", cap=cap) as ledger:
+        yield ledger
+
+
+HELD_OUT = [(f"h{i}", "fever", "flu") for i in range(40)]
+
+
+@pytest.fixture
+def measuring(study, with_terms):
+    return with_terms(study, privacy={"unit": "patient", "metrics_epsilon": 2.0})
+
+
+@pytest.fixture
+def join(tiny_classifier, make_parts, rows, rich_ledger):
+    """Return a site with held-out patients in a study."""
+
+    def join(study, held_out=HELD_OUT):
+        model = tiny_classifier
+        examples, held = make_parts(model, rows, held_out)
+        first = model.first_tensors(0)
+        return Site("A", study, examples, model, first, held_out=held, ledger=rich_ledger)
+
+    return join
+
+
+def test_metrics_leave_once_after_the_last_round_and_are_charged_before_the_noise(
+    tiny_classifier, measuring, join, rich_ledger, monkeypatch
+):
+    site, seen = join(measuring), []
+
+    def noted(*args, **kwargs):
+        seen.append(rich_ledger.totals().metrics_epsilon)
+        return release_metrics(*args, **kwargs)
+
+    monkeypatch.setattr("huizhen.client.site.release_metrics", noted)
+    final = announcement(tiny_classifier, measuring, 3)
+    data = site.release_metrics(final)
+    assert seen == [2.0]
+    found = parse_metrics(data, measuring)
+    assert (found.site, found.round, found.epsilon) == ("A", 2, 2.0)
+    assert found.readings()["patients"].value == pytest.approx(len(HELD_OUT), abs=15)
+    assert site.release_metrics(final) == data  # asked again: the same bytes, nothing more is paid
+    assert rich_ledger.totals().metrics_epsilon == 2.0
+    with pytest.raises(BudgetExhaustedError):  # restarted: what was drawn is lost, and was paid for
+        join(measuring).release_metrics(final)
+
+
+def test_metrics_are_of_the_final_adapter_alone(tiny_classifier, measuring, join, rich_ledger):
+    site = join(measuring)
+    for round in (1, 2):
+        with pytest.raises(ProtocolError, match="another study or round"):
+            site.release_metrics(announcement(tiny_classifier, measuring, round))
+    assert rich_ledger.totals().metrics_epsilon == 0
+
+
+def test_a_patient_who_is_trained_on_and_held_out_is_refused_before_the_first_round(
+    measuring, join, rows, rich_ledger, with_terms
+):
+    with pytest.raises(PrivacyError, match="also a training patient"):
+        join(measuring, held_out=[*HELD_OUT, rows[0]])
+    join(with_terms(measuring, privacy={"metrics_epsilon": None}), held_out=[*HELD_OUT, rows[0]])
+
+
+def test_metrics_of_a_study_that_lets_none_out_are_refused(
+    tiny_classifier, measuring, join, make, with_terms
+):
+    silent = with_terms(measuring, privacy={"metrics_epsilon": None})
+    with pytest.raises(ConfigError, match="no metrics leave"):
+        join(silent).release_metrics(announcement(tiny_classifier, silent, 3))
+    with pytest.raises(PrivacyError, match="no held-out patients"):
+        make(measuring).release_metrics(announcement(tiny_classifier, measuring, 3))
 
 
 CANARIES = ["zyxKANARIE", "密语金丝雀"]

@@ -291,3 +291,25 @@ def test_the_exported_adapter_is_what_the_last_round_made(start, tiny):
             adapted = PeftModel.from_pretrained(network, folder / "federated").eval()
         after = adapted(input_ids=ids).logits
     assert not torch.allclose(before, after, atol=1e-4)
+
+
+def test_metrics_that_sites_let_out_are_in_the_results_and_the_report(start):
+    changes = (
+        ("[rounds]", "metrics_epsilon = 50.0\nmetrics_minimum = 3\n[rounds]"),
+        ('site = "hospital"', 'site = "hospital"\narms = ["federated_dp"]'),
+    )
+    folder, results = start(*changes)
+    arm = results["arms"]["federated_dp"]
+    released = arm["released"]
+    assert released["epsilon"] == 50
+    held_out = {n: s["test_patients"] for n, s in results["data"]["sites"].items()}
+    assert released["silent"] == []
+    for name, patients in held_out.items():  # noise of this ε is 0 but for one in 10^21
+        found = released["sites"][name]
+        assert (found["patients"]["value"] if found else 0) == (patients if patients >= 3 else 0)
+    assert released["joint"]["patients"] == sum(n for n in held_out.values() if n >= 3)
+    certificate = parse_certificate((folder / "privacy.json").read_bytes())
+    assert [one.ledger and one.ledger.metrics_epsilon for one in certificate.sites] == [50, 50]
+    assert start(*changes, resume=True)[1]["arms"]["federated_dp"]["released"] == released
+    page = write_report(results, folder).read_text(encoding="utf-8")
+    assert "Noised counts on held-out patients, ε = 50 for each of them" in page

@@ -1,0 +1,128 @@
+"""A site killed at any point of a round: its ledger says at least what was spent."""
+
+import os
+import signal
+
+import pytest
+
+from huizhen.client import site as site_module
+from huizhen.client import training
+from huizhen.client.ledger import Ledger
+from huizhen.client.site import Site
+from huizhen.protocol.ledger_entries import Cap
+from huizhen.protocol.mechanism import Mechanism
+from huizhen.protocol.wire import Message, encode
+from huizhen.strategies.catalogue import make_strategy
+
+CALLS = ("reserve", "decode", "charge", "train_round", "private_gradient", "difference", "send")
+BEFORE_ANY_GRADIENT = (
+    "before reserve", "after reserve", "before decode", "after decode", "before charge",
+    "after charge", "before train_round", "before private_gradient",
+)  # fmt: skip
+WITH_A_GRADIENT = (
+    "after private_gradient", "after train_round", "before difference", "after difference",
+    "before send", "after send", "after answer",
+)  # fmt: skip
+
+
+@pytest.fixture
+def study(tiny_classifier, with_terms):
+    return with_terms(tiny_classifier.study, privacy={"unit": "patient"})
+
+
+@pytest.fixture
+def examples(tiny_classifier, make_site, rows):
+    return make_site(tiny_classifier, rows)
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "site" / "ledger.sqlite"
+    with Ledger.create(path, site="A", cohort="rare", cap=Cap(epsilon=8.5, delta=1e-3)):
+        pass
+    return path
+
+
+@pytest.fixture
+def take_round(tiny_classifier, study, examples, path):
+    """Let a site answer a round; ``note`` is told of the first gradient and of the update."""
+
+    def take(round, note):
+        model = tiny_classifier
+        first = model.first_tensors(study.study.seed)
+        x = make_strategy(study).init(first).x
+        names = make_strategy(study).trains(model.shapes, round)
+        tensors = {name: x[name] for name in names}
+        terms = {"kind": "adapter", "study": study.digest(), "round": round, "site": ""}
+        with Ledger.open(path) as ledger:
+            site = Site("A", study, examples, model, first, ledger=ledger)
+            site.answer(encode(Message(**terms, tensors=tensors)), round)
+            note(f"update {round}")
+
+    return take
+
+
+def killed_at(point, take_round, round, log, monkeypatch):
+    """Take a round in a process that ends itself at a point; return what it noted before."""
+    child = os.fork()
+    if child == 0:
+        try:
+            _arm(point, log, round, monkeypatch)
+            take_round(round, lambda text: _note(log, text))
+            if point == "after answer":
+                os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(3)  # an error, or the point was never reached
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), f"{point} was not reached"
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def _note(log, text):
+    with log.open("a") as file:
+        file.write(f"{text}\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _arm(point, log, round, monkeypatch):
+    when, call = point.split()
+    owners = {"reserve": Ledger, "charge": Ledger, "private_gradient": training}
+    for name in CALLS:
+        owner = owners.get(name, site_module)
+        plain = getattr(owner, name)
+
+        def run(*args, _name=name, _plain=plain, **kwargs):
+            if _name == call and when == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if _name == "private_gradient":
+                _note(log, f"gradient {round}")
+            found = _plain(*args, **kwargs)
+            if _name == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return found
+
+        monkeypatch.setattr(owner, name, run)
+
+
+@pytest.mark.parametrize("round", [1, 2])
+@pytest.mark.parametrize("point", [*BEFORE_ANY_GRADIENT, *WITH_A_GRADIENT])
+def test_a_kill_never_leaves_less_in_the_ledger_than_was_spent(
+    point, round, take_round, path, study, tmp_path, monkeypatch
+):
+    if round == 2:
+        take_round(1, lambda text: None)
+    noted = killed_at(point, take_round, round, tmp_path / "log", monkeypatch)
+    mechanism = Mechanism.of(study)
+    with Ledger.open(path) as ledger:
+        charged = ledger.verify().epsilon_charged
+    before, after = (mechanism.epsilon_after(rounds) for rounds in (round - 1, round))
+    has_computed = f"gradient {round}" in noted
+    assert charged in (before, after)
+    assert charged == after or not has_computed
+    assert has_computed == (point in WITH_A_GRADIENT)
+    # the round is taken again, under the same charge
+    take_round(round, lambda text: None)
+    with Ledger.open(path) as ledger:
+        assert ledger.verify().epsilon_charged == after
