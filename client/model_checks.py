@@ -85,17 +85,17 @@ def _bytes_per_token(model: Model, examples: Examples) -> float:
 def _kept_bytes(model: Model, examples: Examples, record: int) -> float:
     """Return what a forward pass over a record keeps for the backward pass."""
     weights = {p.untyped_storage().data_ptr() for p in model.module.parameters()}
-    kept: dict[int, int] = {}
+    kept: dict[int, Tensor] = {}
 
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def note(tensor: Tensor) -> None:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in weights:
+            kept[place] = tensor.detach()  # alive, so that its place is not taken by another, and
+            # detached: a tensor that is held by a graph that it holds would never be freed
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         model.losses(examples.batch([record]))
-    return float(sum(kept.values()))
+    return float(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
 
 
 def _refuse_coupling(

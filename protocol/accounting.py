@@ -35,6 +35,7 @@ _MAX_STEPS = 1_000_000  # the convolution's memory grows with them
 _MIN_SIGMA, _MAX_SIGMA = 0.2, 1e4  # of what calibrate looks for
 _ORDERS = [*range(2, 65), 80, 128, 256, 512]  # whole Rényi orders have a closed form
 _REFINEMENTS = (1, 1 / 4, 1 / 16)  # of the discretised privacy loss; finer only when needed
+_BEYOND = 10.0  # of log(ε / target): what a trial without a price counts as
 _FFT_ERROR = 1e-15  # of δ and per step: ten times what the convolution was seen to be off by
 
 
@@ -186,7 +187,10 @@ def _calibrated(target: float, delta: float, quietest: Spend, already: tuple[Spe
         return (*already, dataclasses.replace(quietest, noise_multiplier=sigma))
 
     def excess(log_sigma: float) -> float:
-        spent = _certified(together(math.exp(log_sigma)), delta)  # 0 where δ alone covers it
+        try:
+            spent = _certified(together(math.exp(log_sigma)), delta)  # 0 where δ alone covers it
+        except PrivacyError:  # so little noise that no grid holds the loss: over any target
+            return _BEYOND
         return math.log(max(spent, 1e-12 * target) / target)
 
     before = _certified(already, delta)
@@ -232,7 +236,8 @@ def _certified(spends: tuple[Spend, ...], delta: float) -> float:
     upper = renyi_epsilon(spends, delta)
     for finer in _REFINEMENTS:
         loss = _composed(spends, _width(spends, upper) * finer)
-        spent = float(loss.get_epsilon_for_delta(delta - _FFT_ERROR * convolved))
+        with np.errstate(over="ignore"):  # an ε that large is inf, and refused below
+            spent = float(loss.get_epsilon_for_delta(delta - _FFT_ERROR * convolved))
         if spent <= upper:
             return spent
     raise PrivacyError(

@@ -1,6 +1,8 @@
 """What must not be trained privately is refused before the first step, by the name of its part."""
 
 import dataclasses
+import gc
+import weakref
 
 import pytest
 import torch
@@ -270,3 +272,30 @@ def test_nothing_is_left_trainable_and_no_gradient_is_kept(tiny_classifier, make
     for parameter in tiny_classifier.module.parameters():
         assert not parameter.requires_grad
         assert parameter.grad is None
+
+
+def test_the_check_leaves_no_graph_behind(minilm_classifier, make_site, rows, monkeypatch):
+    """A tensor that its own graph holds is never freed, and with it all that the graph holds."""
+
+    class Mark:
+        pass
+
+    marks = []
+    plain = minilm_classifier.losses
+
+    def marked(batch):
+        losses, counts = plain(batch)
+        nodes = [losses.grad_fn]
+        for node in nodes:
+            above = [n for n, _ in node.next_functions if n is not None]
+            nodes += [n for n in above if "m" not in n.metadata]
+            if above and "m" not in node.metadata:  # a leaf's own node lives with the leaf
+                node.metadata["m"] = mark = Mark()
+                marks.append(weakref.ref(mark))
+        return losses, counts
+
+    monkeypatch.setattr(minilm_classifier, "losses", marked)
+    check_model(minilm_classifier, make_site(minilm_classifier, rows), 64)
+    gc.collect()
+    assert len(marks) > 100
+    assert not any(mark() for mark in marks)

@@ -49,6 +49,13 @@ def test_extreme_targets_are_met_as_closely(target, q, steps):
     assert spends_the_target(target, 1e-5, q, steps)
 
 
+@pytest.mark.parametrize(
+    ("target", "delta", "q", "steps"), [(259.9, 1e-4, 0.125, 1500), (500.0, 1e-3, 0.5, 2000)]
+)
+def test_a_trial_of_too_little_noise_to_have_a_price_is_stepped_back_from(target, delta, q, steps):
+    assert spends_the_target(target, delta, q, steps)
+
+
 def test_what_was_spent_before_leaves_less():
     before = [spend(1.3, 0.2, 40), spend(4.0, 0.25, 100)]
     sigma = calibrate(9.0, 1e-5, 0.2, 80, already=before)
