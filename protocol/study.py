@@ -19,6 +19,7 @@ from huizhen.protocol.errors import ConfigError
 from huizhen.protocol.strict import build, check_keys
 
 FORMAT = 1
+_LONGEST_NAME = 64  # of a site, in characters
 MAX_LABELS = 100_000
 
 # What each kind of task needs, with the end of the error, and which fields it must leave alone.
@@ -284,6 +285,8 @@ class Study:
     sites: dict[str, SiteTerms] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in self.sites:
+            check_site_name(name)
         if self.task.kind == "tabular":
             self._refuse_lora()
         if self.privacy.unit == "none":
@@ -334,6 +337,21 @@ class Study:
     def digest(self) -> str:
         """Return the SHA-256 of ``canonical()`` in hex."""
         return hashlib.sha256(self.canonical()).hexdigest()
+
+
+def check_site_name(name: str) -> None:
+    """Refuse a name that people or file systems cannot tell from another.
+
+    Raises:
+        ConfigError: it is empty or longer than 64 characters, begins or ends with a space, or has a
+            character that does not print or separates folders.
+    """
+    is_plain = name.isprintable() and name == name.strip() and not set(name) & set("/\\")
+    if not (is_plain and 1 <= len(name) <= _LONGEST_NAME and name not in (".", "..")):
+        raise ConfigError(
+            f"site name is {name[:80]!r}, expected 1 to {_LONGEST_NAME} characters that print, "
+            "without slashes or spaces at the ends"
+        )
 
 
 SECTIONS = tuple(f.name for f in dataclasses.fields(Study))

@@ -49,6 +49,8 @@ def encode(message: Message) -> bytes:
     """
     if not 1 <= message.round <= MAX_ROUND:
         raise WireError(f"round is {message.round}, expected 1 to {MAX_ROUND}")
+    if message.kind == "adapter" and message.site:
+        raise WireError("adapter names a site, only an update has one")
     try:
         tensors = in_order(message.tensors)
         header = rfc8785.dumps(
@@ -134,6 +136,8 @@ def _header(data: bytes) -> dict[str, Any]:
             raise WireError(f"header {key} is not of type {kind.__name__}")
     if header["kind"] not in ("adapter", "update") or header["dtype"] != "float32":
         raise WireError("header names an unknown kind or dtype")
+    if header["kind"] == "adapter" and header["site"]:
+        raise WireError("adapter names a site, only an update has one")
     if not 1 <= header["round"] <= MAX_ROUND:
         raise WireError(f"header round is {header['round']}, expected 1 to {MAX_ROUND}")
     return header

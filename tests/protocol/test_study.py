@@ -352,6 +352,17 @@ def test_a_public_size_that_makes_no_sense_is_refused_by_site(value):
     assert message.startswith("study.toml [sites.north] patients_public")
 
 
+@pytest.mark.parametrize("name", ["", " north", "a/b", "..", "a\\b", "a\nb", "a\u200bb", "x" * 65])
+def test_a_site_whose_name_misleads_is_refused(name):
+    message = refusal(changed("sites", **{name: {"patients_public": 700}}))
+    assert message.startswith("site name is")
+
+
+@pytest.mark.parametrize("name", ["北京协和医院", "Hôpital Nº 3 (Est)", "x" * 64, "0"])
+def test_a_site_has_any_name_that_people_read(name):
+    assert name in parse_study(changed("sites", **{name: {"patients_public": 700}}), "s").sites
+
+
 @pytest.mark.parametrize("terms", [3, [1], "x"])
 def test_a_site_or_a_section_that_is_no_table_is_refused(terms):
     assert refusal(changed("sites", north=terms)).startswith("study.toml [sites.north]")

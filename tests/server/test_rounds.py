@@ -130,7 +130,7 @@ def attacks(coordinator):
         "an unknown site": (update(coordinator, "west", [1, 1]), "unknown_site"),
         "a site without a name": (update(coordinator, "", [1, 1]), "unknown_site"),
         "a site by another case": (update(coordinator, "East", [1, 1]), "unknown_site"),
-        "an adapter": (update(coordinator, "east", [1, 1], kind="adapter"), "wrong_kind"),
+        "an adapter": (update(coordinator, "", [1, 1], kind="adapter"), "wrong_kind"),
         "nothing": (b"", "malformed"),
         "noise": (b"\x80\x04\x95 pickle", "malformed"),
         "a truncation": (good[:-1], "malformed"),

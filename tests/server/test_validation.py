@@ -33,7 +33,7 @@ def test_a_good_update_comes_back_as_it_was_sent():
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"kind": "adapter"}, "wrong_kind"),
+        ({"kind": "adapter", "site": ""}, "wrong_kind"),
         ({"study": "AB"}, "wrong_study"),
         ({"study": ""}, "wrong_study"),
         ({"round": 2}, "wrong_round"),
@@ -49,9 +49,9 @@ def test_each_fault_has_its_code(changes, code):
 
 
 def test_with_all_faults_the_outermost_is_told_first():
-    faults = {"kind": "adapter", "study": "cd", "round": 9, "site": "west"}
+    faults = {"study": "cd", "round": 9, "site": "west"}
+    assert checked(**{**faults, "kind": "adapter", "site": ""}) == "wrong_kind"
     for name, code in {
-        "kind": "wrong_kind",
         "study": "wrong_study",
         "round": "wrong_round",
         "site": "unknown_site",
