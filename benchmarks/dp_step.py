@@ -27,12 +27,9 @@ from typing import Any
 
 import torch
 
-from huizhen.client.dp_sgd import private_gradient
 from huizhen.client.examples import Examples
 from huizhen.client.model_checks import check_model
-from huizhen.client.patient_gradients import ModelGradients
-from huizhen.client.per_record import per_record_gradients
-from huizhen.client.randomness import NoiseSource
+from huizhen.client.private_steps import StepTerms, private_steps
 from huizhen.learning import tiny
 from huizhen.learning.bases import resolve
 from huizhen.learning.model import AdaptedModel
@@ -145,34 +142,19 @@ def method(name: str, model: AdaptedModel, examples: Examples, steps: int) -> It
     elif name == "huizhen":
         memory = check_model(model, examples, 8192)
         model.train_only(frozenset(model.shapes))
-        shapes = {n: tuple(p.shape) for n, p in parameters.items()}
-        size = sum(p.numel() for p in parameters.values())
-        with (
-            NoiseSource(size, steps) as noise,
-            per_record_gradients(model.module, parameters) as recorder,
-        ):
-            source = ModelGradients(
-                model,
-                parameters,
-                examples,
-                examples.records_of(),
-                recorder,
-                records_per_patient=1,
-                memory=memory,
-            )
+        terms = StepTerms(
+            sampling_rate=1.0,
+            max_grad_norm=CLIP,
+            noise_multiplier=SIGMA,
+            denominator=records,
+        )
+        units = examples.records_of()
+        with private_steps(
+            model, parameters, examples, units, terms, steps=steps, memory=memory
+        ) as private:
 
             def ours() -> None:
-                gradient, _ = private_gradient(
-                    source,
-                    shapes,
-                    sampling_rate=1.0,
-                    max_grad_norm=CLIP,
-                    noise_multiplier=SIGMA,
-                    denominator=records,
-                    noise=noise,
-                )
-                for n, parameter in parameters.items():
-                    parameter.grad = gradient[n]
+                private()
                 optimizer.step()
 
             yield ours

@@ -56,12 +56,9 @@ from huizhen.benchmarks.flamby_data import (
     write_records,
 )
 from huizhen.benchmarks.flamby_figure import draw
-from huizhen.client.dp_sgd import private_gradient
 from huizhen.client.evaluation import classify
 from huizhen.client.model_checks import check_model
-from huizhen.client.patient_gradients import ModelGradients
-from huizhen.client.per_record import per_record_gradients
-from huizhen.client.randomness import NoiseSource
+from huizhen.client.private_steps import StepTerms, private_steps
 from huizhen.learning.models import make_model
 from huizhen.learning.trainable import Model
 from huizhen.protocol.adapter import difference
@@ -128,37 +125,22 @@ def _private(model: Model, centre: Centre, sigma: float) -> Train:
     """Return a round of the product's private steps with FLamby's σ, q and denominator."""
     q = centre.sampling_rate
     memory = check_model(model, centre.train, MEMORY_MIB)
-    shapes = model.shapes
-    size = sum(math.prod(shape) for shape in shapes.values())
+    terms = StepTerms(
+        sampling_rate=q,
+        max_grad_norm=CLIP,
+        noise_multiplier=sigma,
+        denominator=int(centre.train.num_patients * q),
+    )
 
     def train(round: int) -> None:
-        parameters = model.train_only(frozenset(shapes))
+        parameters = model.train_only(frozenset(model.shapes))
         optimizer = torch.optim.SGD(parameters.values(), lr=RATE)
-        with (
-            NoiseSource(size, STEPS) as noise,
-            per_record_gradients(model.module, parameters) as recorder,
-        ):
-            patients = ModelGradients(
-                model,
-                parameters,
-                centre.train,
-                centre.train.records_of(),
-                recorder,
-                records_per_patient=1,
-                memory=memory,
-            )
+        units = centre.train.records_of()
+        with private_steps(
+            model, parameters, centre.train, units, terms, steps=STEPS, memory=memory
+        ) as step:
             for _ in range(STEPS):
-                gradient, _ = private_gradient(
-                    patients,
-                    shapes,
-                    sampling_rate=q,
-                    max_grad_norm=CLIP,
-                    noise_multiplier=sigma,
-                    denominator=int(centre.train.num_patients * q),
-                    noise=noise,
-                )
-                for name, parameter in parameters.items():
-                    parameter.grad = gradient[name]
+                step()
                 optimizer.step()
         model.train_only(frozenset())
 

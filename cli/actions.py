@@ -22,3 +22,18 @@ def add_action(
     )
     parser.set_defaults(run=run)
     return parser
+
+
+def add_ledger(parser: Any) -> None:
+    """Let a command be told which ledger it is about."""
+    parser.add_argument(
+        "--ledger", type=Path, metavar="FILE", help="default: site/ledger.sqlite in the home"
+    )
+
+
+def ledger_path(arguments: argparse.Namespace) -> Path:
+    """Return the ledger's file."""
+    from huizhen.learning.bases import default_home
+
+    path: Path | None = arguments.ledger
+    return path or (arguments.home or default_home()) / "site" / "ledger.sqlite"

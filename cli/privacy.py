@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huizhen.cli.privacy_audit import add_audit_parser
+from huizhen.cli.privacy_verify import add_verify_parser
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from huizhen.protocol.plan_advice import Advice
-    from huizhen.protocol.planning import Plan, Terms
+    from huizhen.protocol.planning import Terms
     from huizhen.protocol.study import Study
+    from huizhen.simulations.experiment import Experiment
 
-_COLOURS = {"clear": "green", "noisy": "yellow", "drowned": "red"}
 PARAMETERS = 50_000
 
 EPILOG = """examples:
@@ -26,8 +24,10 @@ EPILOG = """examples:
   huizhen privacy plan simulations/experiments/rare_disease_fed6.toml --patients 350,260,230,200
   huizhen privacy plan my.toml --epsilon 3 --json      the file's terms, but for epsilon
 
-Nothing is trained and no record is read. The ratio of noise to signal is a floor: the signal is
-taken as if every patient pulled the same way.
+Nothing is trained. With an EXPERIMENT the trained parameters are counted: its base is loaded, and
+where [task] labels is empty its records are read for their classes; --parameters spares both.
+The ratio of noise to signal is a floor: the signal is taken as if every patient pulled the same
+way.
 """
 
 
@@ -35,12 +35,13 @@ def add_parser(groups: Any) -> None:
     """Add the group of commands."""
     privacy = groups.add_parser(
         "privacy",
-        help="plan a study's privacy: noise, epsilon, how many patients it takes",
-        description="What a study's privacy terms come to.",
+        help="plan a study's privacy, audit it, verify its certificate",
+        description="What a study's privacy terms come to, and whether it keeps them.",
     )
     actions = privacy.add_subparsers(dest="action", required=True, metavar="ACTION")
     _add_plan(actions)
     add_audit_parser(actions)
+    add_verify_parser(actions)
 
 
 def _add_plan(actions: Any) -> None:
@@ -71,12 +72,15 @@ def _add_plan(actions: Any) -> None:
         "--expected-batch", type=float, metavar="N",
         help="or how many patients a step takes on average, the same at each site",
     )  # fmt: skip
+    add("--batch-cap", type=int, metavar="N", help="the most patients of a step; default: no limit")
+    add("--max-grad-norm", type=float, metavar="C", help="the clip; default: 1")
     add(
-        "--parameters", type=int, metavar="N", default=PARAMETERS,
-        help=f"trained parameters, heads too; default: {PARAMETERS:,}",
+        "--parameters", type=int, metavar="N",
+        help=f"trained parameters, heads too; default: the experiment's, else {PARAMETERS:,}",
     )  # fmt: skip
     add("--weights", choices=("equal", "public"), help="of the sites; default: equal")
     add("--out", type=Path, metavar="FILE", help="also draw it: .png, .svg or .pdf")
+    add("--home", type=Path, metavar="DIR", help="where base models are cached")
     add("--json", action="store_true", help="print JSON for programs")
     parser.set_defaults(run=run_plan)
 
@@ -86,12 +90,14 @@ def run_plan(arguments: argparse.Namespace) -> int:
     from huizhen.protocol.plan_advice import advise, explain
     from huizhen.protocol.planning import plan
 
-    study = None
+    experiment = None
     if arguments.experiment is not None:
         from huizhen.simulations.experiment import load_experiment
 
-        study = load_experiment(arguments.experiment).study
-    found = plan(_sites(arguments, study), _terms(arguments, study))
+        experiment = load_experiment(arguments.experiment)
+    study = None if experiment is None else experiment.study
+    sites = _sites(arguments, study)
+    found = plan(sites, _terms(arguments, experiment))
     advice, sentences = advise(found), explain(found)
     if arguments.out is not None:
         from huizhen.simulations.plan_figure import draw_plan
@@ -106,39 +112,49 @@ def run_plan(arguments: argparse.Namespace) -> int:
         }
         print(json.dumps(document, ensure_ascii=False, indent=1))
         return 0
-    _print_plan(found, advice, sentences, unit=study.privacy.unit if study else "patient")
+    from huizhen.cli.privacy_tables import print_plan
+
+    print_plan(found, advice, sentences, unit=study.privacy.unit if study else "patient")
     if arguments.out is not None:
         print(f"picture: {arguments.out}")
     return 0
 
 
-def _terms(arguments: argparse.Namespace, study: "Study | None") -> "Terms":
+def _terms(arguments: argparse.Namespace, experiment: "Experiment | None") -> "Terms":
     from huizhen.protocol.planning import Terms, terms_of
     from huizhen.protocol.study import PrivacyTerms, RoundTerms
 
-    if study is None:
+    if experiment is None:
         privacy, rounds = PrivacyTerms(), RoundTerms()
         terms = Terms(
             epsilon=privacy.epsilon,
             delta=privacy.delta,
             rounds=rounds.count,
             steps_per_round=rounds.local_steps,
-            parameters=arguments.parameters,
+            parameters=PARAMETERS,
             sampling_rate=privacy.sampling_rate,
         )
     else:
-        terms = terms_of(study, arguments.parameters)
+        terms = terms_of(experiment.study, PARAMETERS)
     given = {
+        "parameters": arguments.parameters,
         "epsilon": arguments.epsilon,
         "delta": arguments.delta,
         "rounds": arguments.rounds,
         "steps_per_round": arguments.steps,
         "sampling_rate": arguments.sampling_rate,
         "expected_batch": arguments.expected_batch,
+        "batch_cap": arguments.batch_cap,
+        "max_grad_norm": arguments.max_grad_norm,
         "weights": arguments.weights,
     }
     changes: Any = {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(terms, **changes)
+    terms = dataclasses.replace(terms, **changes)
+    if experiment is None or arguments.parameters is not None:
+        return terms
+    from huizhen.simulations.plan_size import trained_parameters
+
+    return dataclasses.replace(terms, parameters=trained_parameters(experiment, arguments.home))
 
 
 def _sites(arguments: argparse.Namespace, study: "Study | None") -> dict[str, int]:
@@ -169,82 +185,3 @@ def _sizes(text: str) -> list[int]:
     if not sizes or min(sizes) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}, expected whole numbers such as 40,200,1200")
     return sizes
-
-
-def _print_plan(
-    plan: "Plan", advice: "tuple[Advice, ...]", sentences: "tuple[str, ...]", *, unit: str
-) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-
-    from huizhen.protocol.plan_advice import counted
-
-    terms, output = plan.terms, Console(highlight=False)
-    rounds, steps = counted(terms.rounds, "round"), counted(terms.steps_per_round, "step")
-    output.print(
-        f"ε = {terms.epsilon:g} at δ = {terms.delta:g} for each {unit}; {rounds} of {steps}; "
-        f"{terms.parameters:,} trained parameters; clip at {terms.max_grad_norm:g}; "
-        f"{terms.weights} weights"
-    )
-    output.print(_sites_table(plan, unit))
-    output.print(
-        "noise: in each coordinate of a step's mean gradient; ratio: the noise's length over the "
-        "longest signal, which is clipped gradients that all point the same way\n",
-        style="dim",
-    )
-    for sentence in sentences:
-        output.print(escape(sentence))
-    output.print("\nWhat would help, each change alone", style="bold")
-    output.print(_advice_table(plan, advice))
-
-
-def _sites_table(plan: "Plan", unit: str) -> "Table":
-    from rich.markup import escape
-    from rich.table import Table
-
-    from huizhen.protocol.plan_advice import alike
-
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("site", overflow="fold")
-    groups = alike(plan.sites)
-    many = len(groups) < len(plan.sites)
-    if many:
-        table.add_column("sites", justify="right")
-    for title in (f"{unit}s", "rate", "σ", "noise", "ratio,\none step", "ratio,\nwhole study"):
-        table.add_column(title, justify="right")
-    table.add_column("verdict")
-    for site, count in groups:
-        table.add_row(
-            escape(site.name),
-            *([f"{count}"] if many else []),
-            f"{site.patients:,}",
-            f"{site.sampling_rate:.3g}",
-            f"{site.noise_multiplier:.4g}",
-            f"{site.noise_per_coordinate:.2g}",
-            f"{site.step_ratio:.3g}",
-            f"{site.study_ratio:.2f}",
-            f"[{_COLOURS[site.verdict]}]{site.verdict}[/]",
-        )
-    if len(plan.sites) > 1:
-        ratios = (f"{plan.step_ratio:.3g}", f"{plan.study_ratio:.2f}")
-        verdict = f"[bold {_COLOURS[plan.verdict]}]{plan.verdict}[/]"
-        total = [f"{len(plan.sites)}"] if many else []
-        table.add_row("[bold]together[/]", *total, "", "", "", "", *ratios, verdict)
-    return table
-
-
-def _advice_table(plan: "Plan", advice: "tuple[Advice, ...]") -> "Table":
-    from rich.table import Table
-
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    for one in advice:
-        better = one.times_less_noise >= 1
-        times = one.times_less_noise if better else 1 / one.times_less_noise
-        table.add_row(
-            f"{plan.study_ratio:.2f} → {one.study_ratio:.2f}",
-            f"{times:.1f} times {'less' if better else 'more'}",
-            one.change,
-            f"[dim]{one.price}[/]",
-            style=None if better else "dim",
-        )
-    return table

@@ -100,15 +100,22 @@ def run_and_show(
     output.print(summary_table(results))
     for line in [*results["notes"], results.get("enough", {}).get("text", "")]:
         if line:
-            output.print(line, highlight=False)
+            _say(output, line)
     if results["data"]["notice"]:
-        output.print(results["data"]["notice"], style="dim", highlight=False)
-    output.print(f"report: {out / 'report.html'}", highlight=False)
+        _say(output, results["data"]["notice"], style="dim")
+    _say(output, f"report: {out / 'report.html'}")
     for arm in ("federated", "federated_dp"):
         if arm in results["arms"]:
-            promise = "per-patient privacy" if arm == "federated_dp" else "no privacy guarantee"
-            output.print(f"adapter: {out / arm} ({promise})", highlight=False)
+            promise = "no privacy guarantee"
+            if arm == "federated_dp":
+                promise = f"per-{experiment.study.privacy.unit} privacy"
+            _say(output, f"adapter: {out / arm} ({promise})")
     return 0
+
+
+def _say(output: Any, text: str, style: str = "") -> None:
+    """Print a line; where nobody looks at a terminal it is not folded."""
+    output.print(text, style=style, highlight=False, soft_wrap=not output.is_terminal)
 
 
 def _common_options(arguments: argparse.Namespace) -> list[str]:

@@ -6,9 +6,10 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from huizhen.cli.actions import add_action
+from huizhen.cli.actions import add_action, add_ledger, ledger_path
+from huizhen.cli.ledger_changes import add_changes
 
 if TYPE_CHECKING:
     from huizhen.protocol.ledger_entries import Head
@@ -35,7 +36,7 @@ _WIDTH = 32  # of a bar
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register ``site ledger show``, ``site ledger verify`` and ``site ledger export``."""
+    """Register the actions of ``site ledger``."""
     site = subparsers.add_parser(
         "site", help="a hospital's own part: the privacy ledger", description="A hospital's part."
     )
@@ -46,13 +47,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description="What was spent on the patients' privacy, by all studies together.",
     )
     actions = ledger.add_subparsers(required=True, metavar="ACTION")
+    add_changes(actions)
     show = add_action(actions, "show", "what is spent, reserved and left", _SHOW_EXAMPLES, _show)
-    _add_ledger(show)
+    add_ledger(show)
     verify = add_action(
         actions, "verify", "check every entry and compute all again", _VERIFY_EXAMPLES, _verify
     )
     source = verify.add_mutually_exclusive_group()
-    _add_ledger(source)
+    add_ledger(source)
     source.add_argument("--export", type=Path, metavar="FILE.json", help="an exported ledger")
     verify.add_argument(
         "--witnessed", type=_head, metavar="N:DIGEST", help="an entry that somebody else has seen"
@@ -60,14 +62,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     out = add_action(
         actions, "export", "write it as a document to check", _EXPORT_EXAMPLES, _export
     )
-    _add_ledger(out)
+    add_ledger(out)
     out.add_argument("--out", type=Path, metavar="FILE.json", required=True, help="a new file")
-
-
-def _add_ledger(parser: Any) -> None:
-    parser.add_argument(
-        "--ledger", type=Path, metavar="FILE", help="default: site/ledger.sqlite in the home"
-    )
 
 
 def _head(text: str) -> "Head":
@@ -81,17 +77,10 @@ def _head(text: str) -> "Head":
     return Head(int(found[1]), found[2])
 
 
-def _ledger_path(args: argparse.Namespace) -> Path:
-    from huizhen.learning.bases import default_home
-
-    path: Path | None = args.ledger
-    return path or (args.home or default_home()) / "site" / "ledger.sqlite"
-
-
 def _show(args: argparse.Namespace) -> int:
     from huizhen.client.ledger import Ledger
 
-    with Ledger.open(_ledger_path(args)) as ledger:
+    with Ledger.open(ledger_path(args)) as ledger:
         totals = ledger.totals()
     if args.json:
         print(json.dumps(dataclasses.asdict(totals), ensure_ascii=False, indent=1))
@@ -107,7 +96,7 @@ def _verify(args: argparse.Namespace) -> int:
     from huizhen.protocol.ledger_statement import verify_export
 
     if args.export is None:
-        with Ledger.open(_ledger_path(args), witnessed=args.witnessed) as ledger:
+        with Ledger.open(ledger_path(args), witnessed=args.witnessed) as ledger:
             totals = ledger.verify()
     else:
         try:
@@ -135,7 +124,7 @@ def _export(args: argparse.Namespace) -> int:
     from huizhen.client.ledger import Ledger
     from huizhen.protocol.errors import ConfigError, StorageError
 
-    with Ledger.open(_ledger_path(args)) as ledger:
+    with Ledger.open(ledger_path(args)) as ledger:
         document = ledger.export()
     text = json.dumps(document, ensure_ascii=False, indent=1) + "\n"
     try:

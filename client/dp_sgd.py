@@ -10,7 +10,8 @@ anew in each step.
 
     g̃ = ( Σ_{u∈S} clip(g_u) + N(0, σ²C²I) ) / B̄
 
-``clip`` is g · min(1, C/‖g‖), or AUTO-S, g / (‖g‖ + 0.01) (Bu et al. 2023, Algorithm 1). Adding or
+``clip`` is g · min(1, C/‖g‖), or AUTO-S, g / (‖g‖ + 0.01) (Bu et al. 2023, Algorithm 1), or 0 where
+‖g‖ is not finite. Adding or
 removing one patient moves the sum by at most C: the denominator, the number of steps and the
 learning rate are public. Shape suffix: U patients.
 
@@ -91,7 +92,7 @@ def private_gradient(
         batch_cap: truncated Poisson sampling: the most patients of a step.
 
     Raises:
-        PrivacyError: σ is not positive, or a gradient is not finite so that no norm bounds it.
+        PrivacyError: σ is not positive.
     """
     if not noise_multiplier > 0:
         raise PrivacyError(f"noise multiplier is {noise_multiplier}, expected more than 0")
@@ -127,7 +128,8 @@ def clipped_sum(
         factors = clip_factors(batch.gradients, max_grad_norm).tolist()
         for name, grad_U in batch.gradients.items():
             for factor, grad in zip(factors, grad_U.unbind(), strict=True):
-                sums[name].add_(grad, alpha=factor)  # in float64: its rounding couples patients
+                if factor:
+                    sums[name].add_(grad, alpha=factor)  # float64: its rounding couples patients
         losses += batch.losses
     return sums, float(np.mean(losses)) if losses else math.nan
 
@@ -135,8 +137,9 @@ def clipped_sum(
 def clip_factors(grads_U: Mapping[str, Tensor], max_grad_norm: ClipNorm) -> Tensor:
     """Return what each patient's gradient is multiplied by so that no norm exceeds C, float64 (U,).
 
-    Raises:
-        PrivacyError: a gradient is not finite.
+    Where no norm bounds a gradient, because it is not finite or its squares overflow, the factor is
+    0 and the patient adds nothing. An error would tell that the patient is there: whoever announces
+    the adapter can make one class overflow.
     """
     norms = [
         torch.linalg.vector_norm(part, dim=1).double()
@@ -144,10 +147,8 @@ def clip_factors(grads_U: Mapping[str, Tensor], max_grad_norm: ClipNorm) -> Tens
         for part in torch.split(grad.flatten(1), _NORM_BLOCK, dim=1)
     ]
     norm_U = torch.linalg.vector_norm(torch.stack(norms), dim=0)
-    if not torch.isfinite(norm_U).all():
-        raise PrivacyError("a patient's gradient is not finite, no norm bounds it: lower the rate")
     if max_grad_norm == "auto":
         factor_U = _MARGIN / (norm_U + AUTO_S_GAMMA)
     else:
         factor_U = _MARGIN * max_grad_norm / norm_U.clamp(min=_MARGIN * max_grad_norm)
-    return torch.as_tensor(factor_U)
+    return torch.where(torch.isfinite(norm_U), factor_U, 0.0)

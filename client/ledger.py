@@ -11,6 +11,7 @@ witness: somebody else who keeps its ``head()``. An open ledger is for one threa
 """
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ from huizhen.protocol.accounting import Spend
 from huizhen.protocol.errors import PrivacyError
 from huizhen.protocol.ledger import Account, check_witnessed, replay
 from huizhen.protocol.ledger_entries import (
+    Answered,
     Body,
     Cap,
     CapChanged,
@@ -124,6 +126,17 @@ class Ledger:
         """What one spend is about; a study of another unit must not be booked here."""
         return self._account.unit
 
+    @property
+    def site(self) -> str:
+        """The hospital whose ledger it is."""
+        return self._account.site
+
+    @property
+    def cap(self) -> Cap:
+        """What the hospital lets all studies spend now."""
+        self._refresh()
+        return self._account.cap
+
     def shut(self) -> None:
         """Let go of the file."""
         self._database.close()
@@ -157,25 +170,54 @@ class Ledger:
         """Pay for a round and return the entry; it is on the disk when this returns.
 
         Call it before the first gradient. The latest charged round may be charged again for a retry
-        after a crash, which writes nothing: train it with fresh noise, and only if nothing of the
-        first try was ever handed on.
+        after a crash, which writes nothing, until it is answered: train it with fresh noise.
 
         Raises:
             BudgetExhaustedError: all reserved rounds are charged, or the cap was lowered.
-            PrivacyError: nothing is reserved, the study is closed, the round is before one that is
-                charged, or the clock went back.
+            PrivacyError: nothing is reserved, the study is closed, the round is answered or before
+                one that is charged, or the clock went back.
             StorageError: the file cannot be written, or another process holds it.
         """
         return self._append(Charged(study=study_digest, round=round))
 
+    def answer(self, study_digest: str, round: int, announcement: bytes, update: bytes) -> Entry:
+        """State what answers a charged round, before it leaves; no other update will.
+
+        Args:
+            study_digest: of the study.
+            round: the one charged last.
+            announcement: the bytes that asked.
+            update: the bytes that answer, kept on the disk already.
+
+        Raises:
+            PrivacyError: the round is answered, or not the last one charged, or the study is
+                closed.
+            StorageError: the file cannot be written, or another process holds it.
+        """
+        return self._append(
+            Answered(
+                study=study_digest,
+                round=round,
+                announcement=hashlib.sha256(announcement).hexdigest(),
+                update=hashlib.sha256(update).hexdigest(),
+            )
+        )
+
+    def answered(self, study_digest: str, round: int) -> Answered | None:
+        """Return what answers a round; None if nothing has been allowed to leave for it."""
+        self._refresh()
+        study = self._account.studies.get(study_digest)
+        return None if study is None else study.answers.get(round)
+
     def charge_metrics(self, study_digest: str, name: str, epsilon: float) -> Entry:
         """Pay for one release of noised counts and return the entry, before the noise is drawn.
 
-        Each call pays anew: keep what was drawn, and send the same bytes again.
+        A study pays once for a name: keep what was drawn, and send the same bytes again.
 
         Raises:
             BudgetExhaustedError: the cap's ``metrics_epsilon`` does not cover it.
-            PrivacyError: nothing is reserved, the study is closed, or the clock went back.
+            PrivacyError: nothing is reserved, the study is closed, the name is charged already, or
+                the clock went back.
             StorageError: the file cannot be written, or another process holds it.
         """
         return self._append(MetricsCharged(study=study_digest, name=name, epsilon=epsilon))

@@ -166,7 +166,7 @@ def ranked_cell(scores: NDArray[np.float32], label: int, cells: Sequence[str]) -
 
     Args:
         scores: of each class, shape (classes,).
-        label: the true class; a negative one is a class that no site trained, always wrong.
+        label: the true class; a negative one is a class that the study does not list, always wrong.
         cells: from ``cells_of``.
     """
     [places] = np.nonzero(np.argsort(-scores, kind="stable") == label)

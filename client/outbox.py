@@ -1,22 +1,29 @@
-"""The one way out: an update becomes bytes here or not at all."""
+"""The one way out: an update becomes bytes here or not at all, and is kept until the next one.
 
-from collections.abc import Set
+Bytes are kept before they leave, so that asking again gives the same ones after any crash. What is
+kept says nothing that did not leave, or was about to.
+"""
+
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
-from huizhen.protocol.adapter import Tensors
-from huizhen.protocol.errors import PrivacyError
+import numpy as np
+
+from huizhen.learning.files import write_whole
+from huizhen.protocol.adapter import MAX_VALUE, Shapes, Tensors, shapes_of
+from huizhen.protocol.errors import PrivacyError, StorageError, WireError
 from huizhen.protocol.wire import Message, encode
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """Bytes that may leave the hospital, and what they hold; only ``send`` makes one."""
+    """Bytes that may leave the hospital; only this module makes one."""
 
     data: bytes
-    tensors: tuple[str, ...]
 
 
-def send(*, study: str, round: int, site: str, update: Tensors, agreed: Set[str]) -> Envelope:
+def send(*, study: str, round: int, site: str, update: Tensors, agreed: Shapes) -> Envelope:
     """Return an update as the bytes that leave.
 
     Args:
@@ -24,14 +31,87 @@ def send(*, study: str, round: int, site: str, update: Tensors, agreed: Set[str]
         round: the round that the update answers.
         site: this site's name.
         update: the tensors.
-        agreed: the names of the tensors that the study lets leave in this round.
+        agreed: the tensors that the study lets leave in this round.
 
     Raises:
         PrivacyError: the update holds other tensors than agreed.
-        WireError: a value is not finite.
+        WireError: a value is not finite, or larger than any sum takes.
     """
-    if update.keys() != agreed:
-        extra = sorted(update.keys() ^ agreed)[0]
-        raise PrivacyError(f"update and agreement differ in tensor {extra!r}: nothing was sent")
+    found, wanted = shapes_of(update), {name: tuple(shape) for name, shape in agreed.items()}
+    if found != wanted:
+        names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
+        raise PrivacyError(f"update and agreement differ in tensor {names[0]!r}: nothing was sent")
     message = Message(kind="update", study=study, round=round, site=site, tensors=update)
-    return Envelope(encode(message), tuple(update))
+    data = encode(message)
+    if any((np.abs(array) > MAX_VALUE).any() for array in update.values()):
+        raise WireError(f"update holds a value over {MAX_VALUE:g}, which no coordinator counts")
+    return Envelope(data)
+
+
+class Outbox:
+    """What one ledger's site has sent last in each study, and its metrics."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use a folder, which is made when something is kept."""
+        self.folder = folder
+
+    def keep(self, study: str, envelope: Envelope) -> None:
+        """Put an update on the disk, beside what is there.
+
+        Raises:
+            StorageError: the disk is full or read-only.
+        """
+        write_whole(self._place(study, hashlib.sha256(envelope.data).hexdigest()), envelope.data)
+
+    def kept(self, study: str, digest: str) -> Envelope:
+        """Return the update with a SHA-256.
+
+        Raises:
+            StorageError: it is not there, or is not what was kept.
+        """
+        place = self._place(study, digest)
+        try:
+            data = place.read_bytes()
+        except OSError as error:
+            raise StorageError(
+                f"{str(place)!r}, which answers this round, cannot be read "
+                f"({error.strerror}): nothing else may be sent for it, the next round can be"
+            ) from error
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise StorageError(f"{str(place)!r} was changed: nothing was sent")
+        return Envelope(data)
+
+    def forget_others(self, study: str, digest: str) -> None:
+        """Remove the updates of a study but one: an earlier round is never asked again."""
+        for place in self._place(study, digest).parent.glob("*.update"):
+            if place.name != f"{digest}.update":
+                place.unlink(missing_ok=True)
+
+    def keep_metrics(self, study: str, data: bytes) -> None:
+        """Put a study's metrics on the disk.
+
+        Raises:
+            StorageError: the disk is full or read-only.
+        """
+        write_whole(self._metrics(study), data)
+
+    def kept_metrics(self, study: str) -> bytes | None:
+        """Return the metrics of a study; None if none are kept.
+
+        Raises:
+            StorageError: they cannot be read.
+        """
+        try:
+            return self._metrics(study).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError(
+                f"cannot read {str(self._metrics(study))!r}: {error.strerror}"
+            ) from error
+
+    def _place(self, study: str, digest: str) -> Path:
+        return self.folder / study / f"{digest}.update"
+
+    def _metrics(self, study: str) -> Path:
+        return self.folder / study / "metrics.json"

@@ -17,7 +17,8 @@ _CHUNK = 1 << 16  # normals made at a time, so that what lies between stays in t
 
 
 def _words(count: int) -> NDArray[np.uint64]:
-    cipher = Cipher(algorithms.ChaCha20(os.urandom(32), os.urandom(16)), mode=None)
+    nonce = bytes(4) + os.urandom(12)  # the first four bytes are the block counter, from 0
+    cipher = Cipher(algorithms.ChaCha20(os.urandom(32), nonce), mode=None)
     return np.frombuffer(cipher.encryptor().update(bytes(8 * count)), dtype="<u8")
 
 

@@ -61,18 +61,23 @@ def read_rows(path: Path, *, encoding: str = "utf-8") -> Iterator[tuple[str, dic
         ) from error
     except (EOFError, zlib.error) as error:
         raise ConfigError(f"{path.name} is cut short or damaged: copy it again") from error
-    except OSError as error:
-        raise ConfigError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot read {str(path)!r}: {reason}") from error
 
 
 def to_record(fields: Mapping[str, Any], patient_field: str, place: str) -> Record:
     """Return the record of an entry.
 
+    A whole number is one id however it is written, 7 or 7.0: a column with gaps makes 7.0 of 7.
+
     Raises:
         GovernanceError: the entry has no patient id, without which no patient can be protected.
     """
     patient = fields.get(patient_field)
-    if patient is None or isinstance(patient, list | dict) or not str(patient).strip():
+    if isinstance(patient, float) and patient.is_integer():
+        patient = int(patient)
+    if not isinstance(patient, str | int) or isinstance(patient, bool) or not str(patient).strip():
         raise GovernanceError(
             f"{place}: record has no patient id in {patient_field!r}, every record needs one: "
             "fill it, or name the right field"
@@ -129,7 +134,9 @@ def _json_rows(lines: Iterator[str], path: Path) -> Iterator[tuple[str, dict[str
             continue
         place = f"{path.name}:{number}"
         try:
-            fields = json.loads(line)
+            fields = json.loads(line, parse_constant=_no_number, object_pairs_hook=_once)
+        except _TwiceError as error:
+            raise GovernanceError(f"{place}: line has a field twice: mend the export") from error
         except (ValueError, RecursionError) as error:
             raise GovernanceError(f"{place}: line is not JSON: mend the export") from error
         if not isinstance(fields, dict):
@@ -137,6 +144,22 @@ def _json_rows(lines: Iterator[str], path: Path) -> Iterator[tuple[str, dict[str
         if "\\ud" in line.lower() and not _is_unicode(fields):
             raise GovernanceError(f"{place}: line holds half of a surrogate pair: mend the export")
         yield place, fields
+
+
+class _TwiceError(ValueError):
+    """A JSON object names a field twice."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise _TwiceError
+    return fields
+
+
+def _no_number(_: str) -> float:
+    """Refuse NaN and Infinity, which JSON does not have: a missing value must not become a text."""
+    raise ValueError("not a number")
 
 
 def _is_unicode(value: Any) -> bool:
@@ -150,6 +173,9 @@ def _is_unicode(value: Any) -> bool:
 def _csv_rows(lines: Iterator[str], path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.DictReader(lines, strict=True)
     try:
+        header = reader.fieldnames or []
+        if len(set(header)) < len(header):
+            raise ConfigError(f"{path.name}: header has a column twice: rename one")
         for fields in reader:
             place = f"{path.name}:{reader.line_num}"
             if None in fields or None in fields.values():

@@ -1,10 +1,12 @@
 """A site's side of a study: an announced adapter comes in, a sealed update goes out."""
 
+import hashlib
+
 from huizhen.client.examples import Examples
 from huizhen.client.ledger import Ledger
 from huizhen.client.metrics_release import check_held_out, held_out_outcomes, release_metrics
 from huizhen.client.model_checks import check_model
-from huizhen.client.outbox import Envelope, send
+from huizhen.client.outbox import Envelope, Outbox, send
 from huizhen.client.training import Protection, TrainingReport, train_round, units
 from huizhen.learning.trainable import Model
 from huizhen.protocol.adapter import Tensors, difference
@@ -29,6 +31,23 @@ def check_delta(site: str, study: Study, examples: Examples) -> None:
         raise PrivacyError(
             f"[privacy] delta is {study.privacy.delta}, not below one over the "
             f"{study.privacy.unit}s of site {site!r}: lower it"
+        )
+
+
+def _check_ledger(ledger: Ledger, site: str, study: Study, examples: Examples) -> None:
+    """Refuse a ledger that is not this site's, or that counts something else."""
+    if ledger.site != site:
+        raise PrivacyError(f"ledger is of site {ledger.site!r}, site {site!r} needs its own")
+    if ledger.unit != study.privacy.unit:
+        raise PrivacyError(
+            f"ledger of site {site!r} counts by {ledger.unit}, the study by "
+            f"{study.privacy.unit}: use a ledger of its unit"
+        )
+    most = max(len(units(examples, study)), study.sites[site].patients_public)
+    if ledger.cap.delta * most >= 1:
+        raise PrivacyError(
+            f"the cap's delta is {ledger.cap.delta}, not below one over the {study.privacy.unit}s "
+            f"of site {site!r}: lower it with 'site ledger cap'"
         )
 
 
@@ -66,7 +85,8 @@ class Site:
             model: may be shared with other sites.
             first: the study's first adapter.
             held_out: records that are not trained on, for the metrics that the study lets out.
-            ledger: of the cohort that the records belong to; a private study needs it.
+            ledger: of the cohort that the records belong to; a private study needs it. What was
+                sent is kept beside it.
             memory_mib: bound on what a private step holds at a time, in MiB.
 
         Raises:
@@ -80,9 +100,8 @@ class Site:
             raise ProtocolError(f"site {name!r} is not in the study {study.study.name!r}")
         self.name, self.study, self.examples, self.model = name, study, examples, model
         self.digest = study.digest()
-        self._ledger = ledger
+        self._ledger: Ledger | None = None
         self._held_out: Examples | None = None
-        self._metrics: bytes | None = None
         self.strategy: Strategy = make_strategy(study)
         self.adapter: Tensors = self.strategy.init(first).x
         self.mechanism: Mechanism | None = None
@@ -90,11 +109,7 @@ class Site:
         if study.is_private:
             if ledger is None:
                 raise PrivacyError(f"site {name!r} joins a private study without its ledger")
-            if ledger.unit != study.privacy.unit:
-                raise PrivacyError(
-                    f"ledger of site {name!r} counts by {ledger.unit}, the study by "
-                    f"{study.privacy.unit}: use a ledger of its unit"
-                )
+            _check_ledger(ledger, name, study, examples)
             check_delta(name, study, examples)
             _check_size(name, study, examples)
             if held_out is not None and study.privacy.metrics_epsilon is not None:
@@ -105,25 +120,45 @@ class Site:
             memory = check_model(model, examples, memory_mib)
             self._protection = Protection(self.mechanism.noise_multiplier, memory)
             ledger.reserve(self.digest, self.mechanism.per_round, study.rounds.count)
+            self._ledger, self._outbox = ledger, Outbox(ledger.path.with_suffix(".outbox"))
+        elif ledger is not None:
+            raise PrivacyError(
+                f"site {name!r} has a ledger, the study's unit is 'none' and charges nothing: "
+                "what it asks for would leave without noise"
+            )
         self._last_round = 0
 
-    def answer(self, announcement: bytes, round: int) -> tuple[Envelope, TrainingReport]:
+    def answer(self, announcement: bytes, round: int) -> tuple[Envelope, TrainingReport | None]:
         """Return the sealed update for an announced adapter, and a report for the site's own eyes.
+
+        A private round that was answered is answered again with the same bytes, at no cost; there
+        is no report then. It stays so after a crash and for a second process on the same ledger.
 
         Raises:
             ProtocolError: the announcement is of another study or round, or not what it must be.
-            PrivacyError: the round has been answered before, or is past the study's last.
+            PrivacyError: the round is before one that was answered, past the study's last, or
+                answers another announcement.
             BudgetExhaustedError: the hospital has lowered its cap since.
+            StorageError: the ledger or the update cannot be written, or what answers is lost.
         """
-        if round <= self._last_round or round > self.study.rounds.count:
+        if round > self.study.rounds.count:
+            raise PrivacyError(f"round {round} is asked, the study has {self.study.rounds.count}")
+        ledger = self._ledger
+        if ledger is not None and (given := ledger.answered(self.digest, round)) is not None:
+            if hashlib.sha256(announcement).hexdigest() != given.announcement:
+                raise PrivacyError(
+                    f"round {round} answers another announcement: each round is paid for once"
+                )
+            return self._outbox.kept(self.digest, given.update), None
+        if round <= self._last_round:
             raise PrivacyError(
-                f"round {round} is asked, the last answered is {self._last_round} of "
-                f"{self.study.rounds.count}: each round is paid for once"
+                f"round {round} is asked, the last answered is {self._last_round}: "
+                "a study does not go back"
             )
         names = self.strategy.trains(self.model.shapes, round)
         message = self._load(announcement, round)
-        if self._ledger is not None and self.study.is_private:
-            self._ledger.charge(self.digest, round)  # on the disk before the first gradient
+        if ledger is not None:
+            ledger.charge(self.digest, round)  # on the disk before the first gradient
         report = train_round(
             self.model,
             self.examples,
@@ -134,15 +169,20 @@ class Site:
             protection=self._protection,
         )
         update = difference(self.model.read(names), message.tensors)
+        agreed = {name: shape for name, shape in self.model.shapes.items() if name in names}
         try:
             envelope = send(
-                study=self.digest, round=round, site=self.name, update=update, agreed=names
+                study=self.digest, round=round, site=self.name, update=update, agreed=agreed
             )
         except WireError as error:
             raise ProtocolError(
                 f"site {self.name!r}, round {round}: {error}: nothing was sent, "
                 "lower the learning rate"
             ) from error
+        if ledger is not None:
+            self._outbox.keep(self.digest, envelope)
+            entry = ledger.answer(self.digest, round, announcement, envelope.data)
+            self._outbox.forget_others(self.digest, entry.body["update"])
         self._last_round = round
         return envelope, report
 
@@ -155,18 +195,18 @@ class Site:
         Raises:
             ConfigError: the study lets no metrics out.
             ProtocolError: the announcement is of another study or round, or not what it must be.
-            PrivacyError: the study is not private, or nothing was held out here.
-            BudgetExhaustedError: the ledger's cap for metrics does not cover it, or a release that
+            PrivacyError: the study is not private, nothing was held out here, or a release that
                 was charged before a crash is lost: its ε is spent.
+            BudgetExhaustedError: the ledger's cap for metrics does not cover it.
         """
-        if self._metrics is not None:
-            return self._metrics
         epsilon = sum(budgets(self.study))
         if self._held_out is None or self._ledger is None:
             raise PrivacyError(
                 f"site {self.name!r} has no held-out patients in a private study: it has no "
                 "metrics to let out"
             )
+        if (kept := self._outbox.kept_metrics(self.digest)) is not None:
+            return kept
         self._load(announcement, self.study.rounds.count + 1)
         outcomes = held_out_outcomes(self.model, self._held_out)
         self._ledger.charge_metrics(self.digest, "held_out", epsilon)  # before any noise is drawn
@@ -176,9 +216,9 @@ class Site:
             round=self.study.rounds.count,
             outcomes=outcomes,
             training_patients=set(self.examples.patients),
-        )
-        self._metrics = released.canonical()
-        return self._metrics
+        ).canonical()
+        self._outbox.keep_metrics(self.digest, released)
+        return released
 
     def _load(self, announcement: bytes, round: int) -> Message:
         """Put an announced adapter into the model."""

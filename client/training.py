@@ -10,12 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from huizhen.client.dp_sgd import private_gradient
 from huizhen.client.examples import Examples
 from huizhen.client.model_checks import Memory
-from huizhen.client.patient_gradients import ModelGradients
-from huizhen.client.per_record import per_record_gradients
-from huizhen.client.randomness import NoiseSource
+from huizhen.client.private_steps import StepTerms, private_steps
 from huizhen.learning.batching import shuffled_batches
 from huizhen.learning.trainable import Model
 from huizhen.protocol.adapter import is_head
@@ -31,7 +28,6 @@ class TrainingReport:
     loss: float
     # mean over the records seen; not a number when none was
     steps: int
-    tokens: int
     seconds: float
 
 
@@ -67,7 +63,7 @@ def train_round(
 
     Raises:
         PrivacyError: the study is private and there is no protection, or less noise than it asks
-            for, or a gradient is not finite.
+            for.
     """
     begin = time.perf_counter()
     parameters = model.train_only(names)
@@ -80,14 +76,12 @@ def train_round(
                     f"noise multiplier is {protection.noise_multiplier}, the study's is {least}: "
                     "nothing was trained"
                 )
-            loss, steps, tokens = _private(
-                model, parameters, examples, study, site, round, protection
-            )
+            loss, steps = _private(model, parameters, examples, study, site, round, protection)
         else:
-            loss, steps, tokens = _plain(model, parameters, examples, study, site, round)
+            loss, steps = _plain(model, parameters, examples, study, site, round)
     finally:
         model.train_only(frozenset())
-    return TrainingReport(loss, steps, tokens, time.perf_counter() - begin)
+    return TrainingReport(loss, steps, time.perf_counter() - begin)
 
 
 def learning_rate(rate: float, study: Study, round: int) -> float:
@@ -104,10 +98,10 @@ def _plain(
     study: Study,
     site: str,
     round: int,
-) -> tuple[float, int, int]:
+) -> tuple[float, int]:
     terms = study.rounds
     optimizers = _optimizers(parameters, study, round)
-    total = steps = tokens = 0.0
+    total, steps = 0.0, 0
     for epoch in range(terms.local_epochs):
         generator = _generator(study.study.seed, site, round, epoch)
         for indices in shuffled_batches(examples.lengths, terms.batch_size, generator):
@@ -121,8 +115,7 @@ def _plain(
                 optimizer.zero_grad(set_to_none=True)
             total += float(losses.detach().sum())
             steps += 1
-            tokens += int(batch.mask.sum())
-    return total / (len(examples.ids) * terms.local_epochs), int(steps), int(tokens)
+    return total / (len(examples.ids) * terms.local_epochs), steps
 
 
 def _private(
@@ -133,43 +126,32 @@ def _private(
     site: str,
     round: int,
     protection: Protection,
-) -> tuple[float, int, int]:
-    terms = study.privacy
-    optimizers = _optimizers(parameters, study, round)
-    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    size = sum(parameter.numel() for parameter in parameters.values())
-    losses = []
-    with (
-        NoiseSource(size, study.rounds.local_steps) as noise,
-        per_record_gradients(model.module, parameters) as recorder,
-    ):
-        source = ModelGradients(
-            model,
-            parameters,
-            examples,
-            units(examples, study),
-            recorder,
-            records_per_patient=terms.records_per_patient,
-            memory=protection.memory,
-        )
-        for _ in range(study.rounds.local_steps):
-            gradient, loss = private_gradient(
-                source,
-                shapes,
-                sampling_rate=terms.sampling_rate,
-                max_grad_norm=terms.max_grad_norm,
-                noise_multiplier=protection.noise_multiplier,
-                denominator=terms.sampling_rate * study.sites[site].patients_public,
-                noise=noise,
-                batch_cap=terms.batch_cap,
-            )
-            for name, parameter in parameters.items():
-                parameter.grad = gradient[name]
+) -> tuple[float, int]:
+    terms, optimizers, losses = study.privacy, _optimizers(parameters, study, round), []
+    step_terms = StepTerms(
+        sampling_rate=terms.sampling_rate,
+        max_grad_norm=terms.max_grad_norm,
+        noise_multiplier=protection.noise_multiplier,
+        denominator=terms.sampling_rate * study.sites[site].patients_public,
+        records_per_patient=terms.records_per_patient,
+        batch_cap=terms.batch_cap,
+    )
+    steps = study.rounds.local_steps
+    with private_steps(
+        model,
+        parameters,
+        examples,
+        units(examples, study),
+        step_terms,
+        steps=steps,
+        memory=protection.memory,
+    ) as step:
+        for _ in range(steps):
+            losses.append(step())
             for optimizer in optimizers:
                 optimizer.step()
-            losses.append(loss)
     seen = [loss for loss in losses if not math.isnan(loss)]
-    return (float(np.mean(seen)) if seen else math.nan), len(losses), 0
+    return (float(np.mean(seen)) if seen else math.nan), len(losses)
 
 
 def units(examples: Examples, study: Study) -> list[np.ndarray[tuple[int], np.dtype[np.intp]]]:

@@ -12,7 +12,8 @@ def classification_metrics(scores: NDArray[np.float32], labels: Sequence[int]) -
 
     Args:
         scores: (records, classes).
-        labels: the true classes; a negative one is a class that no site trained, always an error.
+        labels: the true classes; a negative one is a class that the study does not list, always an
+            error; all of these count as one class.
     """
     truth = np.asarray(labels)
     order = np.argsort(-scores, axis=1, kind="stable")

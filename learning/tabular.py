@@ -102,10 +102,6 @@ class LinearModel(Model):
             ConfigError: the study lists fewer than two classes.
         """
         task = study.task
-        if len(task.labels) < 2:
-            raise ConfigError(
-                f"[task] labels has {len(task.labels)} classes, a tabular task needs two: list them"
-            )
         self._is_binary = len(task.labels) == 2
         head = nn.Linear(len(task.features), 1 if self._is_binary else len(task.labels))
         named = {f"head.{name}": one for name, one in head.named_parameters()}

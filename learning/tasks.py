@@ -16,7 +16,7 @@ from huizhen.learning.template import fields_of, render
 from huizhen.protocol.errors import ConfigError, GovernanceError
 from huizhen.protocol.study import TaskTerms
 
-UNSEEN = -1  # the class of a test record whose label no site has in training
+UNSEEN = -1  # the class of a record whose label the study does not list
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +45,29 @@ def fields_read(task: TaskTerms) -> tuple[str, ...]:
     """Return every field of a record that the task reads: the allow-list of de-identification.
 
     Raises:
-        ConfigError: a template does not parse.
+        ConfigError: a template does not parse, or reads no field.
     """
-    names = [*fields_of(task.text, "[task] text"), *sorted(task.features)]
-    if task.answer:
-        names += fields_of(task.answer, "[task] answer")
+    names = [*_fields_of("text", task.text), *sorted(task.features)]
+    names += _fields_of("answer", task.answer or "")
     names += [name for name in (task.label, task.label_text) if name]
     return tuple(dict.fromkeys(names))
+
+
+def name_of(value: Any, field: str, where: str) -> str:
+    """Return the name of a class, site or group that a field's value is; empty for no value.
+
+    A whole number is one name however it is written, 7 or 7.0: a column with gaps makes 7.0 of 7.
+
+    Raises:
+        GovernanceError: the value is a list or a table.
+    """
+    if isinstance(value, list | dict):
+        raise GovernanceError(
+            f"{where}: {field!r} is a list or a table, expected a name: mend the export"
+        )
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return "" if value is None else str(value).strip()
 
 
 def class_of(fields: Mapping[str, Any], name: str, index: Mapping[str, int], where: str) -> int:
@@ -64,15 +80,15 @@ def class_of(fields: Mapping[str, Any], name: str, index: Mapping[str, int], whe
         where: the record's place in its file, for errors.
 
     Raises:
-        GovernanceError: the label is empty.
+        GovernanceError: the label is empty, a list or a table.
     """
-    label = fields.get(name)
-    if label is None or not str(label).strip():
+    label = name_of(fields.get(name), name, where)
+    if not label:
         raise GovernanceError(
             f"{where}: {name!r} is empty, a classification needs a label: "
             "fill the field or remove the record"
         )
-    return index.get(str(label), UNSEEN)
+    return index.get(label, UNSEEN)
 
 
 class TaskEncoder:
@@ -149,7 +165,9 @@ class TaskEncoder:
         tail = self._tokens(answer)
         if self.tokenizer.eos_token_id is not None:
             tail = [*tail, self.tokenizer.eos_token_id]
-        room = self.task.max_tokens - len(tail)
+        # where a prompt is cut must not tell how long the expected answer is
+        reserve = max(len(tail), self.task.max_new_tokens + 1)
+        room = self.task.max_tokens - reserve
         head = self._tokens(self.prompt(text))
         cut = len(head) > room
         if cut:
@@ -157,8 +175,9 @@ class TaskEncoder:
             frame = len(head) - len(words)
             if room - frame < 1:
                 raise ConfigError(
-                    f"{where}: the answer has {len(tail)} tokens, [task] max_tokens is "
-                    f"{self.task.max_tokens}: raise it"
+                    f"{where}: the answer has {len(tail)} tokens, max_new_tokens is "
+                    f"{self.task.max_new_tokens} and [task] max_tokens {self.task.max_tokens}, "
+                    "nothing of the text would be read: raise max_tokens"
                 )
             # a cut inside a character decodes to U+FFFD, which may take more tokens than it had
             text = self.tokenizer.decode(words[: room - frame]).rstrip("\ufffd")
@@ -167,3 +186,12 @@ class TaskEncoder:
 
     def _tokens(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _fields_of(key: str, template: str) -> tuple[str, ...]:
+    names = fields_of(template, f"[task] {key}")
+    if template and not names:
+        raise ConfigError(
+            f"[task] {key} is {template!r}, expected a field of the record in braces: name one"
+        )
+    return names

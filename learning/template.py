@@ -47,10 +47,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def render(template: str, fields: Mapping[str, Any]) -> str:
     """Return the text of one record; absent values are empty.
 
+    It is empty where every field is: the words of the template say nothing of a record.
+
     Raises:
         KeyError: the record has no such field.
     """
     values = {name: _text(fields[name]) for name in fields_of(template, "template")}
+    if values and not any(value.strip() for value in values.values()):
+        return ""
     return template.format_map(values).strip()
 
 
@@ -58,5 +62,5 @@ def _text(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, list | tuple):
-        return ", ".join(_text(item) for item in value)
+        return ", ".join(text for item in value if (text := _text(item)).strip())
     return str(value)

@@ -103,6 +103,9 @@ def to_event(spend: Spend) -> dp_accounting.DpEvent:
 def from_event(event: dp_accounting.DpEvent) -> tuple[Spend, ...]:
     """Return what an event spends, equal mechanisms added up.
 
+    For what other accountants exchange. A ledger holds ``Spend``, which can say nothing without a
+    price.
+
     Raises:
         PrivacyError: the event is, or holds, something other than compositions of Gaussian steps
             with or without Poisson or truncated Poisson sampling.

@@ -14,6 +14,9 @@ Tensors = Mapping[str, Array]
 Shapes = Mapping[str, tuple[int, ...]]
 
 
+MAX_VALUE = 2.0**20  # of a number in an update: what sums in fixed point take
+
+
 def in_order(tensors: Tensors) -> dict[str, Array]:
     """Return the tensors as contiguous little-endian float32, names sorted by their UTF-8."""
     names = sorted(tensors, key=lambda name: name.encode())

@@ -101,6 +101,7 @@ class SiteSpend:
     rounds: int
     # charged; where no ledger was presented, all that were planned
     epsilon: float
+    # of these rounds alone
     ledger: LedgerState | None
 
     def __post_init__(self) -> None:
@@ -138,7 +139,8 @@ class Certificate:
     # the study's; what was spent is never above it
     delta: float
     epsilon: float
-    # of the alliance: the largest of the sites', no patient being at two
+    # of the alliance: the largest of the sites', no patient being at two; a patient may be in all
+    # cohorts of a site, whose rounds are composed
     epsilon_renyi: float | None
     # of the same steps by Rényi accounting, an independent upper bound; None under a batch cap
     accountant: str
@@ -161,14 +163,16 @@ class Certificate:
             raise ValueError(f"issued is {self.issued!r}, expected a day such as 2026-11-22")
         if not 0 < self.delta < 1:
             raise ValueError(f"delta is {self.delta}, expected between 0 and 1")
-        if not self.sites or self.epsilon != max(site.epsilon for site in self.sites):
+        if len({(site.site, site.cohort) for site in self.sites}) != len(self.sites):
+            raise ValueError("a site's cohort is listed twice")
+        largest = max((site.epsilon for site in self.sites), default=math.inf)
+        is_composed = len(self.rounds_by_site) < len(self.sites)
+        if self.epsilon < largest or (self.epsilon > largest and not is_composed):
             raise ValueError(f"epsilon is {self.epsilon}, expected the largest of the sites'")
         if not 0 < self.epsilon_agreed < math.inf or self.epsilon > self.epsilon_agreed:
             raise ValueError(f"epsilon is {self.epsilon}, {self.epsilon_agreed} was agreed")
-        if any(site.rounds > self.mechanism.rounds for site in self.sites):
+        if any(rounds > self.mechanism.rounds for rounds in self.rounds_by_site.values()):
             raise ValueError(f"a site has more rounds than the study, {self.mechanism.rounds}")
-        if len({(site.site, site.cohort) for site in self.sites}) != len(self.sites):
-            raise ValueError("a site's cohort is listed twice")
         rates = [bound.false_positive_rate for bound in self.attacks]
         if not rates or rates != sorted(set(rates)):
             raise ValueError("attacks are not in the order of rising false positive rates")
@@ -176,10 +180,38 @@ class Certificate:
             raise ValueError("assumptions or not_covered is empty, no guarantee is without either")
 
     @property
+    def rounds_by_site(self) -> dict[str, int]:
+        """The rounds that each site charged, over all its cohorts."""
+        return {
+            name: sum(site.rounds for site in self.sites if site.site == name)
+            for name in {site.site: None for site in self.sites}
+        }
+
+    @property
     def spends(self) -> tuple[Spend, ...]:
         """What was released about a patient of the site that spent the most."""
-        rounds = max(site.rounds for site in self.sites)
+        rounds = max(self.rounds_by_site.values())
         return (self.mechanism.per_round.times(rounds),) if rounds else ()
+
+    def epsilon_after(self, rounds: int) -> float:
+        """Return the ε of so many rounds of the mechanism, computed now.
+
+        Raises:
+            PrivacyError: the accountant cannot certify it.
+        """
+        return epsilon([self.mechanism.per_round.times(rounds)], self.delta) if rounds else 0.0
+
+    def epsilon_by_site(self) -> dict[str, float]:
+        """Return the ε of each site: as stated, or composed now where it has several cohorts.
+
+        Raises:
+            PrivacyError: the accountant cannot certify it.
+        """
+        found = {}
+        for name, rounds in self.rounds_by_site.items():
+            own = [site.epsilon for site in self.sites if site.site == name]
+            found[name] = own[0] if len(own) == 1 else self.epsilon_after(rounds)
+        return found
 
     def canonical(self) -> bytes:
         """Return the RFC 8785 JSON."""
@@ -206,7 +238,7 @@ class Certificate:
             "clipping": mechanism.clipping,
             "max_grad_norm": mechanism.max_grad_norm,
             "records_per_patient": mechanism.records_per_patient,
-            "epsilon": {site.site: site.epsilon for site in self.sites},
+            "epsilon": self.epsilon_by_site(),
             "metrics_epsilon": self.metrics.epsilon if self.metrics else None,
             "accountant": f"{self.accountant}, version {self.accountant_version}",
             "assumes": [statement.en for statement in self.assumptions],
@@ -243,14 +275,24 @@ def check_certificate(certificate: Certificate) -> None:
 
     Raises:
         PrivacyError: a site's ε, or what an attacker may recognise, is more than is stated, or is
-            left out.
+            left out; or δ is not below one over the patients of a site.
     """
     step, delta = certificate.mechanism.per_round, certificate.delta
     for site in certificate.sites:
-        spent = epsilon([step.times(site.rounds)], delta) if site.rounds else 0.0
+        if delta * site.patients_public >= 1:
+            raise PrivacyError(
+                f"delta is {delta:g}, site {site.site!r} has about {site.patients_public} "
+                f"patients, expected less than {1 / site.patients_public:.2g}: such a promise "
+                "would let a whole patient out"
+            )
+        spent = certificate.epsilon_after(site.rounds)
         _check_not_below(f"epsilon of site {site.site!r}", site.epsilon, spent)
-        if site.ledger is not None and site.ledger.delta <= delta:
-            _check_not_below(f"ledger of site {site.site!r}", site.ledger.epsilon, spent)
+        if site.ledger is not None and site.rounds:
+            there = epsilon([step.times(site.rounds)], site.ledger.delta)
+            _check_not_below(f"ledger of site {site.site!r}", site.ledger.epsilon, there)
+    for name, rounds in certificate.rounds_by_site.items():
+        spent = certificate.epsilon_after(rounds)
+        _check_not_below(f"epsilon with all cohorts of site {name!r}", certificate.epsilon, spent)
     found = attack_bounds(certificate.spends, delta)
     due = [bound.false_positive_rate for bound in found]
     if [bound.false_positive_rate for bound in certificate.attacks] != due:

@@ -10,10 +10,10 @@ new entry, and again whenever a chain is read (``ledger_entries.py`` has its for
 * A charge is never refunded. Closing a study frees what it reserved and did not charge.
 * A study's charged rounds increase. A round that was skipped is gone: a coordinator that asks for
   it after a later one was reset or replays, and a study is one line of adapters.
-* Only the latest charged round of an open study may be charged again, for a retry; nothing is
-  written. What was trained for an earlier one either left or is lost, so training it anew could
-  only serve a second release under one charge.
-* Each metrics entry pays for one release, also where names repeat. Pure ε adds up.
+* Only the latest charged round of an open study may be charged again, for a retry, until an entry
+  says which update answers it; nothing is written. Training it anew after that, or an earlier one,
+  could only serve a second release under one charge.
+* A study's metrics of one name are charged once. Pure ε adds up.
 
 What the sum assumes: the terms of a study were not chosen by looking at updates of earlier studies
 on the cohort (composition with parameters chosen adaptively needs more: Rogers et al. 2016; Feldman
@@ -32,6 +32,7 @@ from typing import Any
 from huizhen.protocol.accounting import Spend, epsilon
 from huizhen.protocol.errors import BudgetExhaustedError, PrivacyError
 from huizhen.protocol.ledger_entries import (
+    Answered,
     Body,
     CapChanged,
     Charged,
@@ -55,6 +56,10 @@ class StudyAccount:
     reservation: Entry
     charges: dict[int, Entry] = field(default_factory=dict)
     # by round, in the order of the rounds
+    answers: dict[int, Answered] = field(default_factory=dict)
+    # by round: what may leave
+    metrics: dict[str, Entry] = field(default_factory=dict)
+    # by name
     metrics_epsilon: Fraction = Fraction(0)
     closing: Entry | None = None
 
@@ -140,8 +145,14 @@ class Account:
                 return self._written_reservation(body)
             case Charged():
                 return self._written_charge(body)
+            case Answered():
+                return self._written_answer(body)
             case MetricsCharged():
-                self._open_study(body.study)
+                if (before := self._open_study(body.study).metrics.get(body.name)) is not None:
+                    raise PrivacyError(
+                        f"metrics {body.name!r} of study {body.study[:12]} were charged by entry "
+                        f"{before.sequence}: they leave once, and what was drawn is kept or lost"
+                    )
                 return None
             case Closed():
                 return self._study(body.study).closing
@@ -160,7 +171,7 @@ class Account:
                 self._check_charge(body)
             case MetricsCharged():
                 self._check_metrics(body)
-            case Opened() | CapChanged() | Closed():
+            case Opened() | CapChanged() | Answered() | Closed():
                 pass
 
     def exceeds(self, asked: Reserved) -> bool:
@@ -195,6 +206,9 @@ class Account:
             case MetricsCharged():
                 self.metrics_epsilon += exact(body.epsilon)
                 self.studies[body.study].metrics_epsilon += exact(body.epsilon)
+                self.studies[body.study].metrics[body.name] = entry
+            case Answered():
+                self.studies[body.study].answers[body.round] = body
             case Closed():
                 self.studies[body.study].closing = entry
             case Opened():
@@ -220,6 +234,11 @@ class Account:
 
     def _written_charge(self, body: Charged) -> Entry | None:
         study = self._open_study(body.study)
+        if body.round in study.answers:
+            raise PrivacyError(
+                f"round {body.round} of study {body.study[:12]} is answered: send the same bytes "
+                "again, no other update may be trained under its charge"
+            )
         if body.round == study.last_round:
             return study.charges[body.round]
         if body.round < study.last_round:
@@ -231,6 +250,15 @@ class Account:
             raise BudgetExhaustedError(
                 f"round {body.round} of study {body.study[:12]} is asked, all "
                 f"{study.terms.rounds} rounds that it reserved are charged"
+            )
+        return None
+
+    def _written_answer(self, body: Answered) -> Entry | None:
+        study = self._open_study(body.study)
+        if body.round in study.answers or body.round != study.last_round:
+            raise PrivacyError(
+                f"round {body.round} of study {body.study[:12]} is answered already, or is not the "
+                f"last one charged, {study.last_round}: nothing more leaves for it"
             )
         return None
 

@@ -9,7 +9,8 @@ only added, each with a new schema, never changed.
     cap      the hospital changed its cap
     reserve  a study may charge so many rounds of one mechanism
     charge   a round, before its first gradient
-    metrics  one release of noised counts
+    answer   a charged round has an update that may leave, by its digest; no other one may
+    metrics  the one release of noised counts of a name
     close    the study has ended
 """
 
@@ -116,6 +117,25 @@ class Charged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """The body of ``answer``."""
+
+    study: str
+    round: int
+    announcement: str
+    # SHA-256 of the bytes that asked
+    update: str
+    # SHA-256 of the bytes that answer
+
+    def __post_init__(self) -> None:
+        _check_study(self.study)
+        _check_count("round", self.round)
+        for name in ("announcement", "update"):
+            if not re.fullmatch(r"[0-9a-f]{64}", getattr(self, name)):
+                raise PrivacyError(f"{name} is {getattr(self, name)[:80]!r}, expected a SHA-256")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsCharged:
     """The body of ``metrics``."""
 
@@ -140,13 +160,14 @@ class Closed:
         _check_study(self.study)
 
 
-Body = Opened | CapChanged | Reserved | Charged | MetricsCharged | Closed
+Body = Opened | CapChanged | Reserved | Charged | Answered | MetricsCharged | Closed
 
 _KINDS: dict[str, type[Body]] = {
     "open": Opened,
     "cap": CapChanged,
     "reserve": Reserved,
     "charge": Charged,
+    "answer": Answered,
     "metrics": MetricsCharged,
     "close": Closed,
 }

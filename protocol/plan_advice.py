@@ -139,7 +139,7 @@ def _changes(
     if terms.parameters > 1:
         small = replace(terms, parameters=terms.parameters // 2)
         words = f"{small.parameters:,} parameters"
-        yield "parameters", words, "a lower rank, fewer layers, a smaller head", sites, small
+        yield "parameters", words, "a lower rank, fewer layers or features", sites, small
     twice = {name: 2 * patients for name, patients in sites.items()}
     scaled = terms if terms.expected_batch is not None else replace(terms, batch_cap=cap)
     yield "patients", "twice the patients at each site", "time, or wider criteria", twice, scaled

@@ -32,7 +32,7 @@ from typing import Literal
 from huizhen.protocol.accounting import Spend, calibrate, epsilon
 from huizhen.protocol.errors import ConfigError
 from huizhen.protocol.mechanism import patients_bound
-from huizhen.protocol.study import Study
+from huizhen.protocol.study import PrivacyTerms, Study
 
 Verdict = Literal["clear", "noisy", "drowned"]
 CLEAR, DROWNED = 1 / 3, 1.0
@@ -116,6 +116,8 @@ class Plan:
     verdict: Verdict
     epsilon_after: tuple[tuple[int, float], ...]
     # round and ε, of the smallest site
+    epsilon_of_sites: dict[str, tuple[tuple[int, float], ...]]
+    # by site: round and ε after the first round, each quarter of the rounds and the last
     ratio_of_patients: tuple[tuple[int, float], ...]
     # number of patients and study_ratio that a site of these terms would have
 
@@ -150,21 +152,28 @@ def plan(sites: Mapping[str, int], terms: Terms) -> Plan:
         terms: what the study asks for.
 
     Raises:
-        ConfigError: a site has no patients, δ lets a whole patient out, or no noise suffices.
+        ConfigError: a site has no patients, δ lets a whole patient out, the batch cap is smaller
+            than a study allows, or no noise suffices.
         PrivacyError: the accountant cannot certify the terms.
     """
     if not sites:
         raise ConfigError("there are no sites, expected at least one")
     outlooks = tuple(_outlook(name, patients, sites, terms) for name, patients in sites.items())
+    _check_cap(outlooks, terms)
     smallest = min(outlooks, key=lambda site: site.patients)
     study_ratio = _together(outlooks, terms)
+    shown = _spread(terms.rounds, _ROUNDS_SHOWN)
+    milestones = sorted({1, *_spread(terms.rounds, 4)})
     return Plan(
         terms=terms,
         sites=outlooks,
         step_ratio=study_ratio * math.sqrt(terms.steps),
         study_ratio=study_ratio,
         verdict=verdict_of(study_ratio),
-        epsilon_after=tuple(_epsilon_after(smallest.patients, sites, terms)),
+        epsilon_after=_epsilon_after(shown, smallest.patients, sites, terms),
+        epsilon_of_sites={
+            site.name: _epsilon_after(milestones, site.patients, sites, terms) for site in outlooks
+        },
         ratio_of_patients=tuple(_ratio_of_patients(sites, terms)),
     )
 
@@ -211,6 +220,17 @@ def _outlook(name: str, patients: int, sites: Mapping[str, int], terms: Terms) -
     )
 
 
+def _check_cap(sites: Sequence[SiteOutlook], terms: Terms) -> None:
+    """Refuse a batch cap that a study would refuse."""
+    for site in sites:
+        least = PrivacyTerms(sampling_rate=site.sampling_rate).least_batch_cap(site.patients)
+        if terms.batch_cap is not None and terms.batch_cap < least:
+            raise ConfigError(
+                f"batch_cap is {terms.batch_cap}, {site.name} has {site.patients} patients: "
+                f"it must be at least {least}"
+            )
+
+
 def _spend(patients: int, sites: Mapping[str, int], terms: Terms) -> Spend:
     """Return a site's spend of the whole study, calibrated for all its rounds."""
     rate, cap = terms.rate(patients), terms.batch_cap
@@ -241,14 +261,18 @@ def _together(outlooks: Sequence[SiteOutlook], terms: Terms) -> float:
     return math.hypot(*(site.study_ratio / len(outlooks) for site in outlooks))
 
 
+def _spread(rounds: int, points: int) -> list[int]:
+    """Return at most so many rounds, evenly spread up to the last."""
+    points = min(rounds, points)
+    return sorted({math.ceil(rounds * (i + 1) / points) for i in range(points)})
+
+
 def _epsilon_after(
-    patients: int, sites: Mapping[str, int], terms: Terms
-) -> Iterator[tuple[int, float]]:
-    """Return round and ε of a site, for at most ``_ROUNDS_SHOWN`` rounds."""
+    after: Sequence[int], patients: int, sites: Mapping[str, int], terms: Terms
+) -> tuple[tuple[int, float], ...]:
+    """Return round and ε of a site, after each of these rounds."""
     spend = replace(_spend(patients, sites, terms), steps=terms.steps_per_round)
-    points = min(terms.rounds, _ROUNDS_SHOWN)
-    for round in sorted({math.ceil(terms.rounds * (i + 1) / points) for i in range(points)}):
-        yield round, epsilon([spend.times(round)], terms.delta)
+    return tuple((round, epsilon([spend.times(round)], terms.delta)) for round in after)
 
 
 def _ratio_of_patients(sites: Mapping[str, int], terms: Terms) -> Iterator[tuple[int, float]]:

@@ -21,13 +21,13 @@ MAX_WHOLE = 2**53 - 1  # the largest that RFC 8785 writes, so every study has a 
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Return the tables of a TOML file.
+    """Return the tables of a TOML file; a byte order mark is dropped.
 
     Raises:
         ConfigError: the file is missing, is not UTF-8 or is not TOML; the message names the line.
     """
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8"))
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read {str(path)!r}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -189,8 +189,8 @@ class PrivacyTerms:
                 f"sampling_rate is {self.sampling_rate}, expected over 0 and at most 1"
             )
         norm = self.max_grad_norm
-        if norm != "auto" and not (math.isfinite(norm) and norm > 0):
-            raise ValueError(f"max_grad_norm is {norm}, expected more than 0 or 'auto'")
+        if norm != "auto" and not 1e-6 <= norm <= 1e6:  # squares in float32 are exact enough there
+            raise ValueError(f"max_grad_norm is {norm}, expected 1e-6 to 1e6 or 'auto'")
         if self.records_per_patient < 1:
             raise ValueError(
                 f"records_per_patient is {self.records_per_patient}, expected 1 or more"

@@ -49,17 +49,16 @@ def issue(
         simulated: whether the sites were made up on one machine.
 
     Raises:
-        PrivacyError: the study promises nothing, no round was charged, or an ε cannot be certified.
+        PrivacyError: the study promises nothing, no round was charged, the cohorts of a site were
+            charged more rounds than the study has, or an ε cannot be certified.
         ProtocolError: a ledger is of no site of the study, counts by another unit, came twice, or
-            charged the study with another mechanism.
+            charged the study with another mechanism; or no ledger of a site holds the study.
     """
     if not study.is_private:
         raise PrivacyError("[privacy] unit is 'none': there is nothing to certify")
     mechanism = Mechanism.of(study)
     sites = _site_spends(study, mechanism, ledgers)
-    rounds = max(site.rounds for site in sites)
-    if rounds == 0:
-        raise PrivacyError("no site has charged a round of this study: there is nothing to certify")
+    rounds = _most_rounds(study, sites)
     terms, spent = study.privacy, mechanism.per_round.times(rounds)
     is_capped = terms.batch_cap is not None
     return Certificate(
@@ -70,7 +69,7 @@ def issue(
         unit="patient" if terms.unit == "patient" else "record",
         epsilon_agreed=terms.epsilon,
         delta=terms.delta,
-        epsilon=max(site.epsilon for site in sites),
+        epsilon=max(mechanism.epsilon_after(rounds), *(site.epsilon for site in sites)),
         epsilon_renyi=None if is_capped else renyi_epsilon([spent], terms.delta),
         accountant=ACCOUNTANT,
         accountant_version=importlib.metadata.version("dp-accounting"),
@@ -126,6 +125,7 @@ def _site_spends(
     study: Study, mechanism: Mechanism, ledgers: Sequence[Totals]
 ) -> tuple[SiteSpend, ...]:
     found: dict[str, list[SiteSpend]] = {name: [] for name in study.sites}
+    holders = set()
     for totals in ledgers:
         if totals.site not in found:
             raise ProtocolError(f"ledger is of site {totals.site[:100]!r}, not in this study")
@@ -139,6 +139,8 @@ def _site_spends(
                 f"ledger of site {totals.site!r} and cohort {totals.cohort!r} came twice"
             )
         rounds = _charged(totals, study.digest(), mechanism.per_round)
+        if rounds is not None:
+            holders.add(totals.site)
         state = LedgerState(
             sequence=totals.head.sequence,
             digest=totals.head.digest,
@@ -147,16 +149,37 @@ def _site_spends(
             metrics_epsilon=totals.metrics_epsilon,
         )
         found[totals.site].append(
-            _spend(study, mechanism, totals.site, totals.cohort, rounds, state)
+            _spend(study, mechanism, totals.site, totals.cohort, rounds or 0, state)
         )
     for site, spends in found.items():
         if not spends:
             spends.append(_spend(study, mechanism, site, "", study.rounds.count, None))
+        elif site not in holders:
+            raise ProtocolError(
+                f"no ledger of site {site!r} holds this study, expected the one that reserved its "
+                "rounds: ask the site for the ledger it trained under"
+            )
     return tuple(spend for spends in found.values() for spend in spends)
 
 
-def _charged(totals: Totals, digest: str, per_round: Spend) -> int:
-    """Return the rounds of a study that a ledger has charged, at this study's price."""
+def _most_rounds(study: Study, sites: Sequence[SiteSpend]) -> int:
+    """Return the rounds that were charged for a patient who is in all cohorts of a site."""
+    rounds = dict.fromkeys(study.sites, 0)
+    for spend in sites:
+        rounds[spend.site] += spend.rounds
+    site = max(rounds, key=rounds.__getitem__)
+    if rounds[site] == 0:
+        raise PrivacyError("no site has charged a round of this study: there is nothing to certify")
+    if rounds[site] > study.rounds.count:
+        raise PrivacyError(
+            f"the cohorts of site {site!r} were charged {rounds[site]} rounds together, the study "
+            f"has {study.rounds.count}: a patient who is in all of them spent more than was agreed"
+        )
+    return rounds[site]
+
+
+def _charged(totals: Totals, digest: str, per_round: Spend) -> int | None:
+    """Return the rounds of a study that a ledger charged at this study's price; None without it."""
     for account in totals.studies:
         if account.study == digest:
             if account.spend != per_round:
@@ -164,7 +187,7 @@ def _charged(totals: Totals, digest: str, per_round: Spend) -> int:
                     f"ledger of site {totals.site!r} charged this study with another mechanism"
                 )
             return account.rounds_charged
-    return 0
+    return None
 
 
 def _spend(

@@ -37,6 +37,6 @@ class LiveBars:
     def say(self, text: str) -> None:
         """Print a line, above the bars where there are any."""
         if self.console.is_terminal:
-            self.bars.console.print(text, style="dim", markup=False, highlight=False)
+            self.bars.console.print(text, style="dim", markup=False, emoji=False, highlight=False)
         else:
-            self.console.print(text, markup=False, highlight=False)
+            self.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)

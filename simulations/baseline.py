@@ -15,7 +15,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
-from huizhen.protocol.errors import ConfigError
+from huizhen.client.records import Record
+from huizhen.learning.template import nearest
+from huizhen.protocol.errors import ConfigError, GovernanceError
+from huizhen.simulations.experiment import SimulationTerms
 from huizhen.simulations.hpo import ancestors, read_ontology
 
 WORD = r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]{2,}"
@@ -61,6 +64,36 @@ def tfidf_baseline(
     }
 
 
+def check_ancestors(records: Sequence[Record], terms: SimulationTerms) -> None:
+    """Refuse a field ``ancestors`` that ``with_ancestors`` may not or cannot read.
+
+    Raises:
+        ConfigError: no record has the field.
+        GovernanceError: the sites' policy withholds it, or a record has something else in it than
+            text, HPO ids or pairs of id and label.
+    """
+    field = terms.ancestors or ""
+    listed = terms.allowed_fields is None or field in terms.allowed_fields
+    if not listed or field == terms.patient:
+        raise GovernanceError(
+            f"[simulation] ancestors reads the field {field!r}, the policy of the sites does not "
+            "let it: name another field"
+        )
+    known = {name for record in records for name in record.fields}
+    if field not in known:
+        raise ConfigError(
+            f"[simulation] ancestors reads the field {field!r}, no record has it"
+            f"{nearest(field, known)}"
+        )
+    for record in records:
+        value = record.fields.get(field)
+        if not (value is None or isinstance(value, str) or _are_terms(value)):
+            raise GovernanceError(
+                f"{record.place}: {field!r} holds no HPO terms, ancestors expects text, a list of "
+                "ids or a list of pairs of id and label: mend the export or name another field"
+            )
+
+
 def with_ancestors(records: Iterable[Mapping[str, Any]], field: str = "observed") -> list[str]:
     """Return each record's HPO terms as text, followed by all of the terms above them.
 
@@ -90,6 +123,13 @@ def with_ancestors(records: Iterable[Mapping[str, Any]], field: str = "observed"
         implied = set(noted).union(*(ancestors(t) for t in noted))
         texts.append(" ".join(t.replace(":", "_") for t in [*noted, *sorted(implied)]))
     return texts
+
+
+def _are_terms(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(term, str) or (isinstance(term, list) and term and isinstance(term[0], str))
+        for term in value
+    )
 
 
 def _rank(

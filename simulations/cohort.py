@@ -142,10 +142,15 @@ def make_cohort(
     return records
 
 
+def cohort_lines(**kwargs: Any) -> bytes:
+    """Return ``make_cohort(**kwargs)`` as JSON lines."""
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in make_cohort(**kwargs))
+    return "".join(lines).encode()
+
+
 def write_cohort(path: Path, **kwargs: Any) -> Path:
     """Write ``make_cohort(**kwargs)`` as JSON lines, whole or not at all, and return ``path``."""
-    text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in make_cohort(**kwargs))
-    write_whole(path, text.encode())
+    write_whole(path, cohort_lines(**kwargs))
     return path
 
 

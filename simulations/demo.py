@@ -1,12 +1,14 @@
 """The demonstration: synthetic patients from real disease–phenotype frequencies, four arms."""
 
 import shutil
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from huizhen.learning.files import write_whole
 from huizhen.protocol.errors import ConfigError, StorageError
 from huizhen.protocol.strict import read_toml
-from huizhen.simulations.cohort import write_cohort
+from huizhen.simulations.cohort import cohort_lines
 from huizhen.simulations.experiment import Experiment, parse_experiment
 from huizhen.simulations.hpo import HPO_NOTICE
 
@@ -19,10 +21,9 @@ def clear_finished_demo(out: Path) -> None:
 
     Raises:
         ConfigError: the folder holds something that is not a demo.
-        StorageError: a file cannot be removed.
+        StorageError: a file cannot be read or removed.
     """
-    if out.is_dir() and any(out.iterdir()) and not (out / COHORT).exists():
-        raise ConfigError(f"{str(out)!r} holds something else than a demo: choose another --out")
+    _refuse_other(out)
     if not (out / "results.json").exists():
         return
     try:
@@ -36,17 +37,16 @@ def clear_finished_demo(out: Path) -> None:
 
 
 def write_demo_cohort(out: Path) -> Path:
-    """Write the demo's patients into the run folder and return the file.
+    """Write the demo's patients into the run folder, unless they are there, and return the file.
 
     Raises:
+        ConfigError: the folder holds something that is not a demo.
         StorageError: the folder cannot be written.
     """
     path = out / COHORT
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_cohort(path, seed=SEED)
-    except OSError as error:
-        raise StorageError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    _refuse_other(out)
+    if not path.exists():
+        write_whole(path, _patients())
     return path
 
 
@@ -57,3 +57,23 @@ def demo_experiment(data: Path) -> Experiment:
     notice = f"Synthetic patients, drawn from real disease–phenotype frequencies. {HPO_NOTICE}"
     tables["simulation"] |= {"data": str(data), "notice": notice}
     return parse_experiment(tables, path)
+
+
+@cache
+def _patients() -> bytes:
+    return cohort_lines(seed=SEED)
+
+
+def _refuse_other(out: Path) -> None:
+    """Refuse a folder that is not new or empty and has not the demo's own patients, to the byte."""
+    path = out / COHORT
+    try:
+        is_demo = not out.is_dir() or (
+            path.read_bytes() == _patients()
+            if path.exists()
+            else all(one.name.startswith(f".{COHORT}.") for one in out.iterdir())
+        )  # a demo that was killed may have left the beginning of its patients
+    except OSError as error:
+        raise StorageError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    if not is_demo:
+        raise ConfigError(f"{str(out)!r} holds something else than a demo: choose another --out")

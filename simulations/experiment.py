@@ -28,6 +28,8 @@ class SplitTerms:
     def __post_init__(self) -> None:
         if not 0 < self.test < 1:
             raise ValueError(f"test is {self.test}, expected between 0 and 1")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}, expected 0 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,8 @@ class PartitionTerms:
             raise ValueError(
                 f"alpha is {self.alpha} and sites {self.sites}, expected over 0 and 1 to 10000"
             )
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}, expected 0 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +60,8 @@ class BinTerms:
     # rising limits; n of them make n + 1 sites, and "unknown" for what is not a number
 
     def __post_init__(self) -> None:
-        if not self.below or list(self.below) != sorted(set(self.below)):
+        rising = list(self.below) == sorted(set(self.below))
+        if not (self.below and rising and all(map(math.isfinite, self.below))):
             raise ValueError(f"below is {self.below}, expected rising numbers")
 
 
@@ -110,6 +115,8 @@ class SimulationTerms:
             raise ValueError("needs at least one arm and one seed")
         if len(set(self.arms)) < len(self.arms) or len(set(self.seeds)) < len(self.seeds):
             raise ValueError("repeats an arm or a seed")
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds is {self.seeds}, expected 0 or more")
         if min(self.minimum_patients, self.evaluate_every) < 1 or self.generate < 0:
             raise ValueError("needs minimum_patients and evaluate_every of at least 1")
         if self.memory_mib < 1:

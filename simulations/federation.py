@@ -16,7 +16,7 @@ from huizhen.client.ledger import Ledger
 from huizhen.client.site import Site
 from huizhen.learning.trainable import Model
 from huizhen.protocol.adapter import Tensors
-from huizhen.protocol.errors import AggregationError, BudgetExhaustedError, PrivacyError
+from huizhen.protocol.errors import AggregationError, PrivacyError
 from huizhen.protocol.ledger_entries import Cap
 from huizhen.protocol.metrics import parse_metrics
 from huizhen.protocol.study import Study
@@ -132,13 +132,13 @@ def _join(
 
 
 def open_ledger(folder: RunFolder, work: Work, site: str) -> Ledger:
-    """Return a site's ledger in one unit of work, made if it is not there.
+    """Return a site's ledger in one unit of work, made if no round of it is closed.
 
     Each simulated study has ledgers of its own, with its own ε as the cap: simulated runs are not
     releases of the same patients' data, so that nothing adds up.
     """
     path = folder.path / "ledgers" / work.unit / f"{safe_name(site)}.sqlite"
-    if path.exists():
+    if path.exists() or folder.restore(work.unit) is not None:  # a lost ledger is an error
         return Ledger.open(path)
     terms = work.study.privacy
     if terms.unit == "none":
@@ -169,11 +169,15 @@ def _run_round(
             raise AggregationError(
                 f"update of site {name!r} in round {entry['round']} was refused: {receipt.refusal}"
             )
-        details[name] = {"bytes_up": len(envelope.data), "seconds": report.seconds}
-        if math.isfinite(report.loss):
-            losses.append(report.loss)
-            details[name]["loss"] = report.loss
-        watcher.site_done(work, entry["round"], name, report.loss, len(envelope.data))
+        detail: dict[str, float] = {"bytes_up": len(envelope.data)}
+        loss = math.nan
+        if report is not None:  # None where an earlier attempt had trained and was killed
+            loss, detail["seconds"] = report.loss, report.seconds
+        if math.isfinite(loss):
+            losses.append(loss)
+            detail["loss"] = loss
+        details[name] = detail
+        watcher.site_done(work, entry["round"], name, loss, len(envelope.data))
     entry["bytes_up"] = sum(detail["bytes_up"] for detail in details.values())
     entry["bytes_down"] = len(announcement) * len(sites)
     entry["sites"] = details
@@ -202,7 +206,7 @@ def _let_out(
     for name in work.held_out:
         try:
             data = sites[name].release_metrics(announcement)
-        except BudgetExhaustedError:
+        except PrivacyError:
             continue
         values.append(parse_metrics(data, work.study))
         details[name] = {key: asdict(one) for key, one in values[-1].readings().items()}

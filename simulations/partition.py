@@ -1,6 +1,7 @@
 """Made-up sites: who holds which record, and which records are kept for the test."""
 
 import bisect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,9 +11,13 @@ from typing import Any
 import numpy as np
 
 from huizhen.client.records import Record, read_rows, to_record
+from huizhen.learning.tasks import name_of
 from huizhen.learning.template import nearest
 from huizhen.protocol.errors import ConfigError, GovernanceError
+from huizhen.simulations.baseline import check_ancestors
 from huizhen.simulations.experiment import BinTerms, PartitionTerms, SimulationTerms, SplitTerms
+
+UNKNOWN = "unknown"  # the site of records without the number whose ranges are the sites
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +40,11 @@ def read_sites(terms: SimulationTerms, label: str | None) -> dict[str, SiteRecor
         label: the field of the class, for a Dirichlet partition.
 
     Raises:
-        ConfigError: a field is missing from the data, or the split names other than train and test.
-        GovernanceError: a record has no patient id, or a patient stands in training and in test.
+        ConfigError: a field is missing from the data, the split names other than train and test, or
+            it leaves either empty.
+        GovernanceError: a record has no patient id, a site, split or class is a list, or a patient
+            of a site stands in training and in test; or the sites' policy does not let the
+            baseline read its field.
     """
     path = Path(terms.data)
     records = [
@@ -45,6 +53,8 @@ def read_sites(terms: SimulationTerms, label: str | None) -> dict[str, SiteRecor
     ]
     if not records:
         raise ConfigError(f"{terms.data!r} holds no records, expected at least one a site")
+    if terms.ancestors is not None:
+        check_ancestors(records, terms)
     site_of = _site_of(records, terms, label)
     groups: dict[str, list[Record]] = {}
     for record in records:
@@ -55,14 +65,18 @@ def read_sites(terms: SimulationTerms, label: str | None) -> dict[str, SiteRecor
         test = tuple(record for record in groups[name] if is_test(record))
         train = tuple(record for record in groups[name] if not is_test(record))
         sites[name] = SiteRecords(train, test)
-    trained = {record.patient for site in sites.values() for record in site.train}
-    both = trained & {record.patient for site in sites.values() for record in site.test}
-    if both:
-        raise GovernanceError(
-            f"{len(both)} patients stand in training and in test, none may: split by patient"
-        )
+    for name, site in sites.items():  # an id is a patient of one site: others may number alike
+        both = {record.patient for record in site.train} & {r.patient for r in site.test}
+        if both:
+            raise GovernanceError(
+                f"{len(both)} patients of site {name!r} stand in training and in test, none may: "
+                "split by patient"
+            )
     if not any(site.test for site in sites.values()):
-        raise ConfigError(f"{terms.data!r} has no test records: set [simulation] split")
+        raise ConfigError(
+            f"{terms.data!r} has no test records, some are needed: write 'test' in the field "
+            f"{terms.split!r}, or let [simulation] split draw them"
+        )
     return sites
 
 
@@ -70,13 +84,14 @@ def _natural(name: str) -> tuple[int, str]:
     return (int(name), "") if name.isdecimal() and len(name) < 20 else (1 << 62, name)
 
 
-def _field(record: Record, name: str, what: str) -> Any:
-    if name not in record.fields or record.fields[name] in (None, ""):
+def _name(record: Record, field: str, what: str) -> str:
+    name = name_of(record.fields.get(field), field, record.place)
+    if not name:
         raise ConfigError(
-            f"{record.place}: there is no {what} in the field {name!r}"
-            f"{nearest(name, record.fields)}"
+            f"{record.place}: there is no {what} in the field {field!r}"
+            f"{nearest(field, record.fields)}"
         )
-    return record.fields[name]
+    return name
 
 
 def _site_of(
@@ -84,10 +99,16 @@ def _site_of(
 ) -> Callable[[Record], str]:
     if isinstance(terms.site, BinTerms):
         bins = terms.site
+        if all(_bin(record.fields.get(bins.field), bins) == UNKNOWN for record in records):
+            known = {name for record in records for name in record.fields} - {bins.field}
+            raise ConfigError(
+                f"[simulation] site reads the field {bins.field!r}, no record has a number in it"
+                f"{nearest(bins.field, known)}"
+            )
         return lambda record: _bin(record.fields.get(bins.field), bins)
     if terms.site is not None:
         field = terms.site
-        return lambda record: str(_field(record, field, "site"))
+        return lambda record: _name(record, field, "site")
     if terms.partition is None:
         raise ConfigError("[simulation] needs either 'site' or 'partition'")
     dealt = _dirichlet(records, terms.partition, label)
@@ -98,8 +119,10 @@ def _bin(value: Any, terms: BinTerms) -> str:
     """Return the name of the range that a value lies in."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
-        return "unknown"
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if math.isnan(number):
+        return UNKNOWN
     names = [f"{terms.field} {low:g} to {high:g}" for low, high in pairwise(terms.below)]
     names = [
         f"{terms.field} under {terms.below[0]:g}",
@@ -123,7 +146,7 @@ def _dirichlet(
     for record in records:
         if record.patient not in seen:
             seen.add(record.patient)
-            value = str(_field(record, label, "label")) if label else ""
+            value = _name(record, label, "label") if label else ""
             by_class.setdefault(value, []).append(record.patient)
     dealt = {}
     width = len(str(terms.sites))
@@ -151,11 +174,11 @@ def _is_test(
         return lambda record: _named_split(record, field)
     by = terms.split.by
     held_out = _draw([r for records in groups.values() for r in records], terms.split)
-    return lambda record: str(_field(record, by, "group")) in held_out
+    return lambda record: _name(record, by, "group") in held_out
 
 
 def _named_split(record: Record, field: str) -> bool:
-    value = str(_field(record, field, "split"))
+    value = _name(record, field, "split")
     if value not in ("train", "test"):
         raise ConfigError(f"{record.place}: {field!r} is neither 'train' nor 'test'")
     return value == "test"
@@ -163,6 +186,12 @@ def _named_split(record: Record, field: str) -> bool:
 
 def _draw(records: list[Record], terms: SplitTerms) -> frozenset[str]:
     """Return the groups that are held out, at whatever sites their records are."""
-    values = sorted({str(_field(record, terms.by, "group")) for record in records})
+    values = sorted({_name(record, terms.by, "group") for record in records})
+    count = round(terms.test * len(values))
+    if not 0 < count < len(values):
+        raise ConfigError(
+            f"[simulation] split holds out {count} of {len(values)} groups by {terms.by!r}, "
+            f"expected some and not all: change test = {terms.test:g}, or by"
+        )
     order = np.random.default_rng(terms.seed).permutation(len(values))
-    return frozenset(values[i] for i in order[: round(terms.test * len(values))])
+    return frozenset(values[i] for i in order[:count])

@@ -1,5 +1,6 @@
 """From an experiment file to everything a run needs: sites, base model, study, examples."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,14 +13,14 @@ from huizhen.client.examples import Examples, make_examples, make_held_out
 from huizhen.client.governance import SitePolicy, admit
 from huizhen.client.site import check_delta
 from huizhen.learning.bases import resolve
-from huizhen.learning.models import make_model
-from huizhen.learning.tasks import UNSEEN, fields_read
+from huizhen.learning.models import check_digests, make_model
+from huizhen.learning.tasks import UNSEEN, fields_read, name_of
 from huizhen.learning.template import nearest
 from huizhen.learning.trainable import Model
 from huizhen.protocol.errors import ConfigError, GovernanceError
 from huizhen.protocol.study import BaseTerms, SiteTerms, Study
-from huizhen.simulations.experiment import Experiment, SimulationTerms
-from huizhen.simulations.partition import SiteRecords
+from huizhen.simulations.experiment import BinTerms, Experiment, SimulationTerms
+from huizhen.simulations.partition import UNKNOWN, SiteRecords
 
 Say = Callable[[str], None]
 
@@ -52,14 +53,18 @@ def complete_study(experiment: Experiment, sites: Mapping[str, SiteRecords], hom
         raise ConfigError(
             f"[sites.{unknown[0]}] is not in the data, sites are {', '.join(sites)}: mend the name"
         )
+    by_record = study.privacy.unit == "record"
     terms = {
-        name: study.sites.get(name) or SiteTerms(patients_public=round_two_digits(site.patients()))
+        name: study.sites.get(name)
+        or SiteTerms(
+            patients_public=round_two_digits(len(site.train) if by_record else site.patients())
+        )
         for name, site in sites.items()
     }
     task = study.task
-    if task.kind != "instruction" and not task.labels:
-        labels = _labels(sites, task.label or "")
-        texts = _label_texts(sites, task.label or "", task.label_text, labels)
+    if task.kind != "instruction":
+        labels = task.labels or _labels(sites, task.label or "")
+        texts = task.label_texts or _label_texts(sites, task.label or "", task.label_text, labels)
         task = replace(task, labels=labels, label_texts=texts)
     return replace(study, sites=terms, task=task, base=base)
 
@@ -91,7 +96,8 @@ def prepare(
         name: admit(site.train, _policy(name, experiment.simulation, minimum), held_out=site.test)
         for name, site in sites.items()
     }
-    model = make_model(study, home)
+    asked = experiment.study.base  # the study has its plain name, which need not be its place
+    model = make_model(study, None if asked is None else resolve(asked.name, home=home))
     encoder = model.encoder()
     allowed = fields_read(study.task)
     _check_fields(sites, allowed)
@@ -118,7 +124,7 @@ def prepare(
         records=sites,
         train=known,
         test=test,
-        notes=(*_notes(study, train, test), *_dropped(dropped)),
+        notes=(*_notes(experiment.simulation, sites, study, train, test), *_dropped(dropped)),
     )
 
 
@@ -137,15 +143,10 @@ def subset(examples: Examples, share: float, seed: int) -> Examples:
 
 
 def _with_digests(terms: BaseTerms, home: Path | None) -> BaseTerms:
-    """Return the section with the digest of every file, which must be those already agreed on."""
+    """Return the section with the name and digests that are the same wherever the folder lies."""
     base = resolve(terms.name, home=home)
-    for name, digest in terms.digests.items():
-        if base.digests.get(name) != digest:
-            raise ConfigError(
-                f"[base] file {name!r} has digest {base.digests.get(name)}, expected {digest}: "
-                "get the base that the study was agreed on"
-            )
-    return replace(terms, digests=dict(base.digests))
+    check_digests(terms, base)
+    return replace(terms, name=base.name, digests=dict(base.digests))
 
 
 def _check_fields(sites: Mapping[str, SiteRecords], wanted: Sequence[str]) -> None:
@@ -176,11 +177,10 @@ def _policy(site: str, terms: SimulationTerms, minimum: int) -> SitePolicy:
 
 def _labels(sites: Mapping[str, SiteRecords], field: str) -> tuple[str, ...]:
     values = {
-        str(record.fields[field])
+        name_of(record.fields.get(field), field, record.place)
         for site in sites.values()
         for record in site.train
-        if record.fields.get(field) is not None
-    }
+    } - {""}
     if len(values) < 2:
         raise ConfigError(
             f"[task] label {field!r} has {len(values)} classes in the training records, "
@@ -197,7 +197,9 @@ def _label_texts(
     texts: dict[str, str] = {}
     for site in sites.values():
         for record in site.train:
-            label = str(record.fields.get(field))
+            label = name_of(record.fields.get(field), field, record.place)
+            if label not in labels:
+                continue
             own = str(record.fields.get(text) or "")
             if texts.setdefault(label, own) != own:
                 raise ConfigError(
@@ -211,9 +213,28 @@ def _label_texts(
 
 
 def _notes(
-    study: Study, train: Mapping[str, Examples], test: Mapping[str, Examples]
+    terms: SimulationTerms,
+    sites: Mapping[str, SiteRecords],
+    study: Study,
+    train: Mapping[str, Examples],
+    test: Mapping[str, Examples],
 ) -> tuple[str, ...]:
     notes = []
+    if isinstance(terms.site, BinTerms) and (lost := sites.get(UNKNOWN)):
+        notes.append(
+            f"{len(lost.train) + len(lost.test)} records have no number in {terms.site.field!r}: "
+            f"they are the site {UNKNOWN!r}."
+        )
+    holders = Counter(
+        patient
+        for site in sites.values()
+        for patient in {record.patient for record in (*site.train, *site.test)}
+    )
+    if several := sum(count > 1 for count in holders.values()):
+        notes.append(
+            f"{several} patient ids stand at several sites: if they are the same people, their "
+            "epsilon adds up over those sites."
+        )
     cut = sum(e.cut for e in (*train.values(), *test.values()))
     total = sum(len(e.ids) for e in (*train.values(), *test.values()))
     if cut and study.task.kind == "tabular":
@@ -232,6 +253,7 @@ def _notes(
     unseen = sum(label == UNSEEN for e in test.values() for label in e.labels)
     if unseen:
         notes.append(
-            f"{unseen} test records have a label that no site trained: each counts as an error."
+            f"{unseen} test records have a class that the study does not list: each counts as an "
+            "error."
         )
     return tuple(notes)

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import TaskID, TextColumn
 
+from huizhen.protocol.mechanism import Mechanism
 from huizhen.simulations.bars import LiveBars
 from huizhen.simulations.federation import Work
 from huizhen.simulations.runner import Observer
@@ -21,7 +22,6 @@ class Progress(LiveBars, Observer):
         self._total: TaskID | None = None
         self._arm: TaskID | None = None
         self._unit = ""
-        self._epsilon = ""
 
     def planned(self, works: list[Work]) -> None:
         """Start the bar of the whole run; its unit is a record read once."""
@@ -38,7 +38,7 @@ class Progress(LiveBars, Observer):
         if work.unit != self._unit:
             if self._arm is not None:
                 self.bars.remove_task(self._arm)
-            self._unit, self._epsilon = work.unit, ""
+            self._unit = work.unit
             self._arm = self.bars.add_task(
                 work.unit, total=work.study.rounds.count * len(work.sites), detail=""
             )
@@ -47,8 +47,7 @@ class Progress(LiveBars, Observer):
         self.bars.update(
             self._arm or TaskID(0),
             advance=1,
-            detail=f"round {round}/{work.study.rounds.count} {site}{shown}{self._epsilon} "
-            f"{_size(sent)}/site",
+            detail=f"{self._running(work, round)} {site}{shown} {_size(sent)}/site",
         )
         if self._total is not None:
             self.bars.update(self._total, advance=_cost(work) / len(work.sites))
@@ -61,13 +60,21 @@ class Progress(LiveBars, Observer):
         if "metrics" in entry:
             parts += [f"{key} {value:.3f}" for key, value in list(entry["metrics"].items())[:1]]
         if "epsilon" in entry:
-            self._epsilon = f" ε {entry['epsilon']:.2f}"
             parts.append(f"ε {entry['epsilon']:.2f}")
         parts.append(f"{_size(entry['bytes_up'] / len(work.sites))}/site up")
         parts.append(f"{entry['seconds']:.1f} s")
         line = ", ".join(parts)
         if not self.console.is_terminal or entry["round"] == work.study.rounds.count:
             self.say(line)
+        if self._arm is not None and entry["round"] < work.study.rounds.count:
+            self.bars.update(self._arm, detail=self._running(work, entry["round"] + 1))
+
+    def _running(self, work: Work, round: int) -> str:
+        """Return the round and the ε that it is charged for, before its first gradient."""
+        text = f"round {round}/{work.study.rounds.count}"
+        if not (work.study.is_private and self.console.is_terminal):
+            return text
+        return f"{text} ε {Mechanism.of(work.study).epsilon_after(round):.2f}"
 
 
 def _cost(work: Work) -> float:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from huizhen.learning.files import write_whole
 from huizhen.protocol.errors import ConfigError
-from huizhen.simulations.report_figures import figures_of
+from huizhen.simulations.report_figures import figures_of, first_seed
 from huizhen.simulations.verdict import (
     ARMS,
     DASH,
@@ -41,9 +41,7 @@ PRIVACY = {
     "unit": "unit of privacy",
     "epsilon": "ε",
     "delta": "δ",
-    "sigma": "noise multiplier σ",
     "noise_multiplier": "noise multiplier σ",
-    "q": "sampling rate q",
     "sampling_rate": "sampling rate q",
     "steps": "steps",
     "accountant": "accountant",
@@ -139,6 +137,7 @@ def _page(results: Mapping[str, Any]) -> dict[str, Any]:
         "sites": _sites(results),
         "privacy": [(PRIVACY.get(k, k.replace("_", " ")), _items(privacy[k])) for k in order],
         "fewer": _fewer(results, primary),
+        "first_seed": first_seed(results),
         "left": _left(results),
         "samples": results.get("samples") or [],
         "notes": results.get("notes") or [],
@@ -179,7 +178,8 @@ def _rows(results: Mapping[str, Any]) -> list[Row]:
         if not entry:
             continue
         rounds = entry.get("rounds") or []
-        sent = [r for r in rounds if r.get("bytes_up") is not None]
+        # where all records are pooled nothing travels between parties
+        sent = [r for r in rounds if arm in SHARED and r.get("bytes_up") is not None]
         rows.append(
             Row(
                 name=f"{name} (mean)" if arm == "local" else name,
@@ -270,7 +270,7 @@ def _left(results: Mapping[str, Any]) -> list[str]:
         shares = [s for r in rounds if (s := r.get("outside_share")) is not None]
         if shares:
             share = arm_of(results, arm).get("outside_share", fmean(shares))
-            text += f"; {100 * share:.1f} % of the time was not training"
+            text += f"; {100 * share:.1f} % of the training time was outside forward and backward"
         sentences.append(text[0].upper() + text[1:] + ".")
     if released := arm_of(results, "federated_dp").get("released"):
         sentences.append(_released(released))
@@ -312,8 +312,8 @@ def _limits(results: Mapping[str, Any]) -> list[str]:
         )
     if unseen := data.get("unseen_labels"):
         limits.append(
-            f"{unseen} test records have a label that no site trained: they count as errors for "
-            "every arm."
+            f"{unseen} test records have a class that the study does not list: they count as "
+            "errors for every arm."
         )
     if not any(spread_of(arm_of(results, arm)) for arm in ARMS):
         limits.append("One run per arm: how much of a difference is chance is not known.")

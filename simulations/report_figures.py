@@ -45,7 +45,7 @@ def figures_of(results: Mapping[str, Any], metric: str) -> Iterator[tuple[str, s
     lines, measured = _first(results, metric, _lines)
     if lines:
         drawing = rounds_figure(lines, _label(measured))
-        caption = "The last round counts, not the best one."
+        caption = f"The last round counts, not the best one.{first_seed(results)}"
         yield "Round by round", "逐轮变化", caption, Markup(drawing)  # noqa: S704
     rows, measured = _first(results, metric, _own_rows)
     if rows:
@@ -63,13 +63,26 @@ def figures_of(results: Mapping[str, Any], metric: str) -> Iterator[tuple[str, s
         drawing = sweep_figure(
             points,
             label,
-            without_noise=value_of(arm_of(results, "federated"), metric),
+            without_noise=value_of(_first_run(arm_of(results, "federated")), metric),
             target=enough.get("target") if enough.get("metric") == metric else None,
         )
         caption = (
             "Noise falls with ε, and with the number of patients: the upper axis says how many."
+            f"{first_seed(results)}"
         )
         yield "What does privacy cost?", "隐私的代价", caption, Markup(drawing)  # noqa: S704
+
+
+def first_seed(results: Mapping[str, Any]) -> str:
+    """Return what to say of numbers that are of the first seed alone; nothing if it is the only."""
+    several = any(len(arm_of(results, arm).get("per_seed") or ()) > 1 for arm in ARMS)
+    return " All of the first seed." if several else ""
+
+
+def _first_run(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return an arm's first seed, as the points of a sweep are; the arm itself if it lists none."""
+    runs: Sequence[Mapping[str, Any]] = entry.get("per_seed") or [entry]
+    return runs[0]
 
 
 def _first(

@@ -11,7 +11,7 @@ from huizhen.client.evaluation import answer_loss, classify
 from huizhen.client.examples import Examples
 from huizhen.learning.metrics import classification_metrics, is_same_answer
 from huizhen.learning.model import AdaptedModel
-from huizhen.learning.tasks import UNSEEN
+from huizhen.learning.tasks import UNSEEN, name_of
 from huizhen.learning.template import render
 from huizhen.learning.trainable import Model
 from huizhen.protocol.adapter import Tensors
@@ -159,15 +159,22 @@ class Results:
         for unit in self._units("local"):
             by_site.setdefault(next(iter(unit[0].sites)), []).append(unit)
         sites: dict[str, dict[str, Any]] = {}
+        by_seed: dict[int, list[Metrics]] = {}
+        for work, _, metrics, _ in self._units("local"):
+            by_seed.setdefault(work.study.study.seed, []).append(metrics)
+        means = {seed: _mean(metrics) for seed, metrics in by_seed.items()}
         for name, units in by_site.items():
             own = [history[-1]["test_sites"].get(name) for _, history, _, _ in units]
             sites[name] = {
                 "metrics": _mean([m for _, _, m, _ in units]),
+                "spread": _spread([m for _, _, m, _ in units]),
                 "per_seed": [{"seed": w.study.study.seed, "metrics": m} for w, _, m, _ in units],
                 **({"own": _mean([one for one in own if one])} if any(own) else {}),
             }
         return {
             "metrics": _mean([site["metrics"] for site in sites.values()]),
+            "spread": _spread(list(means.values())),
+            "per_seed": [{"seed": seed, "metrics": mean} for seed, mean in means.items()],
             "sites": sites,
             "seconds": _seconds(self._units("local")),
             "outside_share": _outside(self._units("local")),
@@ -211,6 +218,8 @@ class Results:
         times = _crossing(points, target)
         epsilon, most = self.prepared.study.privacy.epsilon, max(x for x, _ in points)
         now = f"At ε = {epsilon:g} top-1 is {reached:.3f}"
+        if len(arms["federated_dp"]["per_seed"]) > 1:
+            now += " with the first seed"
         if reached <= (chance := self._chance()):
             now += f", no better than always naming one class ({chance:.3f})"
         goal = f"the federation without privacy less {_CLOSE_ENOUGH:g} ({target:.3f})"
@@ -229,7 +238,7 @@ class Results:
         """Return what always naming the most frequent class of the test records reaches."""
         labels = [x for e in self.test.sites.values() for x in e.labels if x != UNSEEN]
         total = sum(len(e.labels) for e in self.test.sites.values())
-        return float(np.bincount(labels).max() / total)
+        return float(np.bincount(labels).max() / total) if labels else 0.0
 
     def _data(self) -> dict[str, Any]:
         prepared = self.prepared
@@ -254,20 +263,31 @@ class Results:
         }
 
     def _baseline(self) -> dict[str, Any]:
+        """Return the baseline on what the arms have: the same training records, the same classes.
+
+        As in ``classification_metrics`` all classes that the study does not list count as one.
+        """
         task, terms = self.prepared.study.task, self.prepared.experiment.simulation
         texts: dict[str, list[str]] = {"train": [], "test": []}
         labels: dict[str, list[str]] = {"train": [], "test": []}
         sites: list[str] = []
+        field = task.label or ""
         for name, site in self.prepared.records.items():
             for part, records in (("train", site.train), ("test", site.test)):
-                fields = [dict(record.fields) for record in records]
+                fields, classes = [], []
+                for record in records:
+                    label = name_of(record.fields.get(field), field, record.place)
+                    if label in task.labels or part == "test":
+                        fields.append(record.fields)
+                        classes.append(label if label in task.labels else "")
                 own = [render(task.text, one) for one in fields]
                 if terms.ancestors is not None:
                     more = with_ancestors(fields, field=terms.ancestors)
                     own = [f"{text}, {extra}" for text, extra in zip(own, more, strict=True)]
                 texts[part] += own
-                labels[part] += [str(one[task.label or ""]) for one in fields]
-            sites += [name] * len(site.train)
+                labels[part] += classes
+                if part == "train":
+                    sites += [name] * len(classes)
         found = tfidf_baseline(
             texts["train"], labels["train"], sites, texts["test"], labels["test"]
         )

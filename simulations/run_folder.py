@@ -11,6 +11,8 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,8 @@ from huizhen.strategies.base import StrategyState
 
 SCHEMA = 1
 _SHOWN = 3  # differences that an error names
+_MAX_NAME = 100  # bytes; a file system allows 255, and a unit's name has more in it than the site
+_LEFT = re.compile(r"\..+\.(?:json|html|md|safetensors)\.(\d+)")  # what write_whole begins with
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,9 @@ class RunFolder:
     """An out folder, locked while it is used."""
 
     def __init__(self, path: Path, identity: Mapping[str, Any], *, resume: bool) -> None:
-        """Open or make the folder of one run.
+        """Open or make the folder of one run; a claim under which nothing was run is none.
+
+        What killed processes were writing is removed.
 
         Args:
             path: the folder.
@@ -69,6 +75,8 @@ class RunFolder:
             raise ConfigError(f"{str(path)!r} is in use by another process: wait for it") from error
         try:
             self._claim(dict(identity), resume)
+            with _storage(path):
+                self._remove_left()
         except BaseException:
             self._lock.close()
             raise
@@ -113,9 +121,9 @@ class RunFolder:
             StorageError: the file is damaged.
         """
         path = self.path / "state" / f"{unit}.safetensors"
-        if not path.exists():
-            return None
         try:
+            if not path.exists():
+                return None
             with safe_open(path, framework="numpy") as file:
                 notes = json.loads(file.metadata()["notes"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
@@ -134,36 +142,66 @@ class RunFolder:
 
     def _claim(self, identity: dict[str, Any], resume: bool) -> None:
         path = self.path / "run.json"
+        claim = {"schema": SCHEMA, "digest": self.digest, "covers": identity}
         if not path.exists():
-            self.write_json(
-                "run.json", {"schema": SCHEMA, "digest": self.digest, "covers": identity}
-            )
+            self.write_json("run.json", claim)
             return
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             digest, covers = found["digest"], dict(found["covers"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StorageError(f"{str(path)!r} is damaged: choose another folder") from error
-        if digest != self.digest:
+        if not self._has_begun():
+            self.write_json("run.json", claim)
+        elif digest != self.digest:
             differs = _differences(covers, identity)
+            advice = "choose another --out"
+            if len(differs) == 1 and differs[0].startswith("environment threads "):
+                advice = f"use --threads {covers['environment']['threads']}, or {advice}"
             if len(differs) > _SHOWN:
                 differs = [*differs[:_SHOWN], f"{len(differs) - _SHOWN} more"]
             raise ConfigError(
-                f"{str(self.path)!r} belongs to another run (other {', '.join(differs)}): "
-                "choose another --out"
+                f"{str(self.path)!r} belongs to another run (other {', '.join(differs)}): {advice}"
             )
-        if not resume:
+        elif not resume:
             raise ConfigError(
                 f"{str(self.path)!r} already holds this run: add --resume to go on with it, "
                 "or choose another --out"
             )
 
+    def _has_begun(self) -> bool:
+        """Whether anything was trained, charged or written under the folder's claim."""
+        states = (one for one in (self.path / "state").iterdir() if one.name[0] != ".")
+        done = (self.path / "ledgers", self.path / "results.json")
+        return any(states) or any(one.exists() for one in done)
+
+    def _remove_left(self) -> None:
+        """Remove what killed processes were writing; the lock says that state/ is ours alone."""
+        for one in (self.path / "state").glob(".*"):
+            if one.is_file():
+                one.unlink()
+        for folder in (self.path, self.path / "federated", self.path / "federated_dp"):
+            for one in folder.glob(".*"):
+                match = _LEFT.fullmatch(one.name)
+                if match and not _is_running(int(match[1])):
+                    one.unlink()
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], above: str = "") -> list[str]:
     """Return the names of what differs, with both values where they are short."""
     names = []
-    for key, value in wanted.items():
-        other = found.get(key)
+    for key in {**wanted, **found}:
+        value, other = wanted.get(key), found.get(key)
         if isinstance(value, Mapping) and isinstance(other, Mapping):
             names += _differences(other, value, f"{above}{key} ")
         elif value != other:
@@ -173,10 +211,17 @@ def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], above: str
 
 
 def safe_name(name: str) -> str:
-    """Return a site's name as a part of a file's name, different for different names."""
-    return "".join(
+    """Return a site's name as a part of a file's name, different for different names.
+
+    Six hex digits follow a % in a name that is written out; in one that is cut a - does.
+    """
+    whole = "".join(
         c if c.isascii() and (c.isalnum() or c in "-_") else f"%{ord(c):06x}" for c in name
     )
+    if len(whole) <= _MAX_NAME:
+        return whole
+    end = f"%-{hashlib.sha256(whole.encode()).hexdigest()[:16]}"
+    return whole[: _MAX_NAME - len(end)] + end
 
 
 def tensors_digest(tensors: Tensors) -> str:

@@ -5,7 +5,7 @@ site by itself, and one site that holds everything.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -122,14 +122,14 @@ def plan(prepared: Prepared) -> Iterator[Work]:
     private = arm_study(prepared.study, terms.seeds[0], private=True)
     for value in terms.sweep_epsilon:
         other = replace(private, privacy=replace(private.privacy, epsilon=value))
-        yield Work(f"sweep_epsilon-{value:g}", other, prepared.train)
+        yield Work(f"sweep_epsilon-{value!r}", other, prepared.train)
     for share in terms.sweep_patients:
         fewer = {n: subset(e, share, terms.seeds[0]) for n, e in prepared.train.items()}
         sizes = {
             name: SiteTerms(patients_public=round_two_digits(examples.num_patients))
             for name, examples in fewer.items()
         }
-        yield Work(f"sweep_patients-{share:g}", replace(private, sites=sizes), fewer)
+        yield Work(f"sweep_patients-{share!r}", replace(private, sites=sizes), fewer)
 
 
 def arm_study(study: Study, seed: int, *, private: bool) -> Study:
@@ -188,16 +188,16 @@ def _identity(experiment: Experiment, study: Study) -> dict[str, Any]:
     """Return everything that changes the results; the run digest is over it."""
     return {
         "study": study.digest(),
-        "simulation": _plain(experiment.sections["simulation"]),
+        "simulation": _plain(asdict(experiment.simulation)),
         "data": file_digest(Path(experiment.simulation.data)),
         "environment": environment(),
     }
 
 
 def _plain(value: Any) -> Any:
-    """Return TOML values as JSON values."""
+    """Return terms as JSON has them, without the data's place: its bytes count."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items() if key != "data"}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value

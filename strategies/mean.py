@@ -14,11 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from huizhen.protocol.adapter import Tensors, in_order, shapes_of
+from huizhen.protocol.adapter import MAX_VALUE, Tensors, in_order, shapes_of
 from huizhen.protocol.errors import AggregationError
 
 FRACTION_BITS = 36
-MAX_VALUE = 2.0**20
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ from huizhen.cli.main import build_parser, main
 from huizhen.cli.privacy import EPILOG
 from huizhen.protocol.errors import ConfigError, StorageError
 from huizhen.protocol.planning import Terms, plan
+from huizhen.simulations.experiment import load_experiment
+from huizhen.simulations.plan_size import trained_parameters
 
 SMALL = ("--rounds", "3", "--steps", "2", "--parameters", "900")
 
@@ -69,8 +71,9 @@ def test_json_has_every_number_and_nothing_else_is_printed(planned):
 
 def test_every_option_reaches_the_plan(planned):
     options = ("--epsilon", 3, "--delta", 1e-4, "--rounds", 5, "--steps", 6, "--parameters", 70)
-    more = ("--sampling-rate", 0.3, "--weights", "public", "--json")
-    terms = json.loads(planned("--patients", "30", *options, *more)[1])["terms"]
+    more = ("--sampling-rate", 0.3, "--batch-cap", 30, "--max-grad-norm", 0.4)
+    found = planned("--patients", "30", *options, *more, "--weights", "public", "--json")[1]
+    terms = json.loads(found)["terms"]
     assert terms == {
         "epsilon": 3.0,
         "delta": 1e-4,
@@ -79,8 +82,8 @@ def test_every_option_reaches_the_plan(planned):
         "parameters": 70,
         "sampling_rate": 0.3,
         "expected_batch": None,
-        "batch_cap": None,
-        "max_grad_norm": 1.0,
+        "batch_cap": 30,
+        "max_grad_norm": 0.4,
         "weights": "public",
     }
 
@@ -102,26 +105,61 @@ def test_sizes_are_repeated_for_more_sites(planned):
     assert rows[3][:2] == ["together", "6"]
 
 
+def test_a_table_says_what_is_spent_after_some_rounds(planned):
+    options = ("--patients", "30,250,250", "--rounds", 8, "--steps", 2)
+    alike = planned(*options)[1].splitlines()
+    [names] = [line.split() for line in alike if line.startswith("sites of size")]
+    assert names[3:] == ["round", "1", "round", "2", "round", "4", "round", "6", "round", "8"]
+    [spent] = [line.split() for line in alike if line.startswith("every size")]
+    document = json.loads(planned(*options, "--json")[1])
+    assert spent[2:] == [f"{e:.3g}" for _, e in document["epsilon_of_sites"]["site 1"]]
+    assert spent[-1] in ("8", "7.99", "8.00")
+    own = planned(*options, "--expected-batch", 15)[1].splitlines()
+    table = own[next(i for i, line in enumerate(own) if line.startswith("sites of size")) :]
+    rows = [line.split() for line in table[1:3]]
+    assert [row[0] for row in rows] == ["30", "250"]
+    assert float(rows[0][1]) < float(rows[1][1])
+
+
 def test_a_study_gives_the_terms_and_options_win(planned, experiment_file):
     path = experiment_file(("epsilon = 8.0", "epsilon = 5.0"))
-    terms = json.loads(planned(path, "--patients", "30", "--json")[1])["terms"]
+    given = ("--patients", "30", "--parameters", 70, "--json")
+    terms = json.loads(planned(path, *given)[1])["terms"]
     assert (terms["epsilon"], terms["delta"], terms["sampling_rate"]) == (5.0, 1e-3, 0.5)
-    assert (terms["rounds"], terms["steps_per_round"], terms["parameters"]) == (2, 2, 50_000)
-    terms = json.loads(planned(path, "--patients", "30", "--epsilon", 2, "--json")[1])["terms"]
+    assert (terms["rounds"], terms["steps_per_round"], terms["parameters"]) == (2, 2, 70)
+    terms = json.loads(planned(path, *given, "--epsilon", 2)[1])["terms"]
     assert (terms["epsilon"], terms["sampling_rate"]) == (2.0, 0.5)
+
+
+def test_a_study_gives_the_number_of_trained_parameters(planned, experiment_file, home):
+    path = experiment_file()
+    options = ("--patients", "30", "--home", home, "--json")
+    found = json.loads(planned(path, *options)[1])["terms"]["parameters"]
+    assert found == trained_parameters(load_experiment(path), home)
+    given = planned(path, *options, "--parameters", 70)[1]
+    assert json.loads(given)["terms"]["parameters"] == 70
+
+
+def test_what_can_be_refused_is_refused_before_the_base_is_loaded(
+    refused, experiment_file, tmp_path
+):
+    path = experiment_file(('name = "tiny"\n[adapter]', 'name = "gone"\n[adapter]'))
+    options = (path, "--patients", "30", "--home", tmp_path)
+    assert "rounds is 0" in refused(ConfigError, *options, "--rounds", 0)
+    assert "base 'gone' is not in the catalogue" in refused(ConfigError, *options)
 
 
 def test_a_study_with_sites_needs_no_sizes(planned, experiment_file):
     path = experiment_file(
         ("[simulation]", "[sites]\nNorth = {patients_public = 60}\n[simulation]")
     )
-    document = json.loads(planned(path, "--json")[1])
+    document = json.loads(planned(path, *SMALL, "--json")[1])
     assert [(s["name"], s["patients"]) for s in document["sites"]] == [("North", 60)]
 
 
 def test_the_unit_of_the_study_is_named(planned, experiment_file):
     path = experiment_file(('unit = "patient"', 'unit = "record"'))
-    out = planned(path, "--patients", "30")[1]
+    out = planned(path, "--patients", "30", *SMALL)[1]
     assert "for each record" in out
     assert "records" in out
 
@@ -144,6 +182,9 @@ def test_the_picture_is_written_where_asked(planned, tmp_path):
         (("--patients", "30", "--rounds", "0"), "rounds is 0"),
         (("--patients", "30", "--steps", "-1"), "steps_per_round is -1"),
         (("--patients", "30", "--parameters", "0"), "parameters is 0"),
+        (("--patients", "30", "--batch-cap", "15"), "batch_cap is 15, site 1 has 30 patients"),
+        (("--patients", "30", "--batch-cap", "0"), "batch_cap is 0"),
+        (("--patients", "30", "--max-grad-norm", "0"), "max_grad_norm is 0.0"),
         (("--patients", "30,40", "--sites", "3"), "--sites is 3, expected a multiple of the 2"),
         (("--patients", "30,40", "--sites", "0"), "--sites is 0"),
         (("--patients", "30", "--epsilon", "1e-7"), "no noise up to 10000 gives epsilon 1e-07"),

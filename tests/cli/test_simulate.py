@@ -107,7 +107,7 @@ def test_a_wrong_setting_is_one_line(refused, experiment_file, old, new, error, 
         ({"hospital": None}, ConfigError, "records.jsonl:2: there is no site"),
         ({"split": "SECRET"}, ConfigError, "records.jsonl:2: 'split' is neither"),
         ({"hospital": "West"}, GovernanceError, "site 'West' has 1 training patient"),
-        ({"hospital": "West", "split": "test"}, GovernanceError, "in training and in test"),
+        ({"hospital": "West", "split": "test"}, GovernanceError, "site 'West' has 0 training"),
         ({"split": "test"}, GovernanceError, "in training and in test"),
     ],
 )

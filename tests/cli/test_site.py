@@ -161,7 +161,7 @@ def test_ledger_and_export_are_not_checked_together(run, capsys):
     assert "not allowed with" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("action", ["show", "verify", "export"])
+@pytest.mark.parametrize("action", ["create", "cap", "close", "show", "verify", "export"])
 def test_every_action_has_help_with_examples(run, capsys, action):
     with pytest.raises(SystemExit, match="0"):
         run(action, "--help")

@@ -147,7 +147,7 @@ def test_a_changed_cap_is_an_entry_and_counts_after_reopening(used, path):
         assert again.totals().cap.epsilon == 0.3
         assert again.would_exceed(T, SPEND, 1)
         with pytest.raises(BudgetExhaustedError, match="allows 0 "):
-            again.charge_metrics(S, "top1", 0.1)
+            again.charge_metrics(S, "more", 0.1)
 
 
 def test_a_ledger_has_one_unit_of_privacy_and_keeps_it(used, path):
@@ -354,7 +354,7 @@ def test_a_clock_that_went_back_refuses_to_write(used, clock):
     clock.now -= timedelta(seconds=11)
     for write in (
         lambda: used.charge(S, 3),
-        lambda: used.charge_metrics(S, "top1", 0.1),
+        lambda: used.charge_metrics(S, "more", 0.1),
         lambda: used.reserve(T, SPEND, 1),
         lambda: used.change_cap(Cap(epsilon=2.0, delta=1e-5)),
         lambda: used.close(S),
@@ -373,8 +373,8 @@ def test_a_full_disk_charges_nothing_and_says_so(used, path):
     used._execute(f"PRAGMA max_page_count = {pages}")
 
     def fill():
-        for _ in range(100):
-            used.charge_metrics(S, "n" * 100, 1e-6)
+        for n in range(100):
+            used.charge_metrics(S, f"{n:0100d}", 1e-6)
 
     with pytest.raises(StorageError, match="disk is full: make room, nothing was charged"):
         fill()

@@ -221,7 +221,7 @@ def attempt(act):
 large = Spend(noise_multiplier=10.0, sampling_rate=1.0, steps=1)
 acts = {
     "metrics": lambda ledger: [
-        attempt(lambda: ledger.charge_metrics(S, "top1", 0.05)) for _ in range(15)
+        attempt(lambda: ledger.charge_metrics(S, f"{sys.argv[2]}{n}", 0.05)) for n in range(15)
     ],
     "rounds": lambda ledger: [attempt(lambda: ledger.charge(S, n)) for n in range(1, 16)],
     "study": lambda ledger: [attempt(lambda: ledger.reserve(sys.argv[2] * 64, large, 4))],

@@ -75,7 +75,10 @@ class Model:
             is_same = (study["spend"], study["rounds"]) == (spend, rounds)
             return "ignored" if is_same and not study["closed"] else PrivacyError
         after = copy.deepcopy(self)
-        after.studies[name] = {"spend": spend, "rounds": rounds, "charged": [], "closed": False}
+        after.studies[name] = {
+            "spend": spend, "rounds": rounds, "charged": [], "closed": False,
+            "answered": set(), "metrics": False,
+        }  # fmt: skip
         if not within(after.committed(), self.cap[0]):
             return BudgetExhaustedError
         self.studies = after.studies
@@ -85,6 +88,8 @@ class Model:
         if not self.is_open(name):
             return PrivacyError
         charged = self.studies[name]["charged"]
+        if round in self.studies[name]["answered"]:
+            return PrivacyError
         if charged and round <= charged[-1]:
             return "ignored" if round == charged[-1] else PrivacyError
         if len(charged) == self.studies[name]["rounds"]:
@@ -97,12 +102,24 @@ class Model:
         charged.append(round)
         return "written"
 
+    def answer(self, name, round):
+        if not self.is_open(name):
+            return PrivacyError
+        study = self.studies[name]
+        if round in study["answered"] or [round] != study["charged"][-1:]:
+            return PrivacyError
+        study["answered"].add(round)
+        return "written"
+
     def charge_metrics(self, name, tenths):
         if not self.is_open(name):
+            return PrivacyError
+        if self.studies[name]["metrics"]:
             return PrivacyError
         if self.metrics + tenths > self.cap[1]:
             return BudgetExhaustedError
         self.metrics += tenths
+        self.studies[name]["metrics"] = True
         return "written"
 
     def close(self, name):
@@ -186,6 +203,16 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.model.charge(name, round),
                 lambda ledger, round=round: ledger.charge(name, round),
             )
+
+    @rule(number=numbers, step=st.sampled_from([0, 0, 0, 1, -1]))
+    def answer(self, number, step):
+        name = self.some_study(number)
+        charged = self.model.studies.get(name, {"charged": []})["charged"]
+        round = max(1, max(charged, default=0) + step)
+        expected = self.model.answer(name, round)
+        self.check(expected, lambda ledger: ledger.answer(name, round, b"asked", b"sent"))
+        known = self.model.studies.get(name, {"answered": set()})["answered"]
+        assert (self.connections[0].answered(name, round) is not None) == (round in known)
 
     @rule(number=numbers, tenths=st.integers(1, 3))
     def charge_metrics(self, number, tenths):

@@ -1,19 +1,22 @@
 """An update leaves with the agreed tensors or not at all."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
-from huizhen.client.outbox import send
-from huizhen.protocol.errors import PrivacyError, WireError
+from huizhen.client.outbox import Outbox, send
+from huizhen.protocol.errors import PrivacyError, StorageError, WireError
 from huizhen.protocol.wire import decode
 
 UPDATE = {"a.lora_B": np.ones((2, 1), np.float32), "head.bias": np.zeros(2, np.float32)}
+S = "ab" * 32
+SHAPES = {"a.lora_B": (2, 1), "head.bias": (2,)}
 
 
 def test_the_agreed_tensors_leave_as_an_update():
-    envelope = send(study="ab" * 32, round=3, site="A", update=UPDATE, agreed=set(UPDATE))
-    assert envelope.tensors == ("a.lora_B", "head.bias")
-    message = decode(envelope.data, shapes={"a.lora_B": (2, 1), "head.bias": (2,)})
+    envelope = send(study="ab" * 32, round=3, site="A", update=UPDATE, agreed=SHAPES)
+    message = decode(envelope.data, shapes=SHAPES)
     assert (message.kind, message.study, message.round, message.site) == (
         "update",
         "ab" * 32,
@@ -25,8 +28,15 @@ def test_the_agreed_tensors_leave_as_an_update():
 
 @pytest.mark.parametrize(
     "agreed",
-    [{"a.lora_B"}, {"a.lora_B", "head.bias", "a.lora_A"}, {"a.lora_B", "head.weight"}, set()],
-    ids=["more", "fewer", "others", "none agreed"],
+    [
+        {"a.lora_B": (2, 1)},
+        {**SHAPES, "a.lora_A": (1, 2)},
+        {"a.lora_B": (2, 1), "head.weight": (2,)},
+        {},
+        {**SHAPES, "a.lora_B": (1, 2)},
+        {**SHAPES, "a.lora_B": (2,)},
+    ],
+    ids=["more", "fewer", "others", "none agreed", "turned", "flat"],
 )
 def test_other_tensors_than_agreed_do_not_leave(agreed):
     with pytest.raises(PrivacyError, match="nothing was sent"):
@@ -37,4 +47,38 @@ def test_other_tensors_than_agreed_do_not_leave(agreed):
 def test_values_that_are_not_finite_do_not_leave(value):
     broken = {"a.lora_B": np.full((2, 1), value, np.float32)}
     with pytest.raises(WireError, match="not finite"):
-        send(study="ab" * 32, round=3, site="A", update=broken, agreed={"a.lora_B"})
+        send(study="ab" * 32, round=3, site="A", update=broken, agreed={"a.lora_B": (2, 1)})
+
+
+def test_a_value_that_no_coordinator_counts_does_not_leave():
+    for value, is_sent in ((2.0**20, True), (float(np.nextafter(np.float32(2**20), 3e38)), False)):
+        large = {"a.lora_B": np.full((2, 1), -value, np.float32)}
+        agreed = {"a.lora_B": (2, 1)}
+        if is_sent:
+            send(study=S, round=3, site="A", update=large, agreed=agreed)
+        else:
+            with pytest.raises(WireError, match="which no coordinator counts"):
+                send(study=S, round=3, site="A", update=large, agreed=agreed)
+
+
+def test_what_was_kept_comes_back_and_nothing_else(tmp_path):
+    outbox = Outbox(tmp_path / "outbox")
+    sent = [send(study=S, round=n, site="A", update=UPDATE, agreed=SHAPES) for n in (3, 4)]
+    digests = [hashlib.sha256(one.data).hexdigest() for one in sent]
+    for one in sent:
+        outbox.keep(S, one)
+    assert [outbox.kept(S, digest) for digest in digests] == sent
+    outbox.forget_others(S, digests[1])
+    with pytest.raises(StorageError, match="nothing else may be sent for it"):
+        outbox.kept(S, digests[0])
+    [place] = (tmp_path / "outbox").rglob("*.update")
+    place.write_bytes(sent[0].data)
+    with pytest.raises(StorageError, match="was changed"):
+        outbox.kept(S, digests[1])
+
+
+def test_metrics_are_kept_by_study(tmp_path):
+    outbox = Outbox(tmp_path)
+    outbox.keep_metrics(S, b"{}")
+    assert outbox.kept_metrics(S) == b"{}"
+    assert outbox.kept_metrics("cd" * 32) is None

@@ -189,7 +189,7 @@ def test_every_draw_has_a_key_of_its_own(keys):
     with NoiseSource(4, 6) as noise:
         for _ in range(6):
             noise.draw()
-    assert [len(key) for key in keys] == [32, 16] * (5 + 2 + 1 + 6)
+    assert [len(key) for key in keys] == [12, 32] * (5 + 2 + 1 + 6)
     assert len(set(keys)) == len(keys)
 
 
@@ -264,3 +264,10 @@ def test_noise_that_cannot_be_drawn_is_an_error_where_it_is_asked_for(monkeypatc
     monkeypatch.setattr(randomness, "normals", fail)
     with NoiseSource(1, 2) as noise, pytest.raises(OSError, match="no entropy"):
         noise.draw()
+
+
+def test_no_random_number_of_the_system_stops_a_large_draw(monkeypatch):
+    """ChaCha20's block counter must begin at 0: at its end the cipher refuses to go on."""
+    monkeypatch.setattr(os, "urandom", lambda count: b"\xff" * count)
+    assert len(normals(100_000)) == 100_000
+    poisson_sample(100_000, 0.5)

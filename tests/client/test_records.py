@@ -144,6 +144,33 @@ def test_a_line_that_is_no_json_object_is_refused_and_not_shown(write, line, pro
     assert "SECRET" not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "[1, NaN]", '{"x": -Infinity}'])
+def test_what_json_has_no_number_for_is_refused(write, value):
+    path = write("a.jsonl", as_jsonl(ENTRIES) + f'{{"id": "SECRET", "age": {value}}}\n')
+    with pytest.raises(GovernanceError, match=r"^a\.jsonl:3: line is not JSON") as caught:
+        read(path)
+    assert "SECRET" not in str(caught.value)
+    assert read(write("b.jsonl", '{"id": "NaN"}')) == [{"id": "NaN"}]  # a text may say so
+
+
+@pytest.mark.parametrize(
+    "line", ['{"SECRET": 1, "a": 2, "SECRET": 1}', '{"a": {"SECRET": 1, "SECRET": 2}}']
+)
+def test_a_field_twice_in_a_line_is_refused_and_not_shown(write, line):
+    path = write("a.jsonl", as_jsonl(ENTRIES) + line)
+    with pytest.raises(GovernanceError, match=r"^a\.jsonl:3: line has a field twice") as caught:
+        read(path)
+    assert "SECRET" not in str(caught.value)
+
+
+def test_a_column_twice_in_a_header_is_refused_and_not_shown(write):
+    for rows in ("1,x,2\n", ""):
+        path = write("a.csv", f"SECRET,text,SECRET\n{rows}")
+        with pytest.raises(ConfigError, match=r"^a\.csv: header has a column twice") as caught:
+            read(path)
+        assert "SECRET" not in str(caught.value)
+
+
 def test_half_of_a_surrogate_pair_is_refused_and_a_whole_one_read(write):
     assert read(write("a.jsonl", '{"id": "\\ud83d\\ude42"}')) == [{"id": "🙂"}]
     for half in ('{"id": "\\ud83d SECRET"}', '{"\\uDE42 SECRET": 1}', '{"id": ["\\ud800"]}'):
@@ -184,7 +211,7 @@ def test_an_endless_line_is_refused_before_it_fills_memory(write):
         read(write("a.jsonl", b" " * (MAX_LINE_BYTES + 2)))
 
 
-@pytest.mark.parametrize("value", [None, "", "  ", [], ["SECRET"], {"SECRET": 1}])
+@pytest.mark.parametrize("value", [None, "", "  ", [], ["SECRET"], {"SECRET": 1}, True, 7.5])
 def test_a_record_without_a_patient_id_is_refused_and_not_shown(value):
     fields = {"id": value, "text": "SECRET"}
     with pytest.raises(GovernanceError, match=r"^a:7: record has no patient id in 'id'") as caught:
@@ -197,6 +224,10 @@ def test_a_record_without_a_patient_id_is_refused_and_not_shown(value):
 @pytest.mark.parametrize(("value", "expected"), [(7, "7"), (0, "0"), (" p1 ", "p1"), ("丁", "丁")])
 def test_a_patient_id_may_be_a_number_or_text(value, expected):
     assert to_record({"id": value}, "id", "a:1").patient == expected
+
+
+def test_a_whole_number_is_one_patient_however_it_is_written():
+    assert {to_record({"id": id}, "id", "a:1").patient for id in (7, 7.0, "7", " 7 ")} == {"7"}
 
 
 def test_a_record_shows_only_its_place():

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from huizhen.protocol.errors import (
     HuizhenError,
     PrivacyError,
     ProtocolError,
+    StorageError,
 )
 from huizhen.protocol.ledger_entries import Cap
 from huizhen.protocol.mechanism import Mechanism
@@ -51,11 +53,12 @@ def new_ledger(tmp_path):
 
 @pytest.fixture
 def make(tiny_classifier, make_site, rows, new_ledger):
-    """Return a site with a ledger that nothing was spent of."""
+    """Return a site, in a private study with a ledger that nothing was spent of."""
 
     def make(study, own=rows, name="A", ledger=None):
         model, examples = tiny_classifier, make_site(tiny_classifier, own)
-        ledger = ledger or new_ledger()
+        if ledger is None and study.is_private:
+            ledger = new_ledger()
         return Site(name, study, examples, model, model.first_tensors(0), ledger=ledger)
 
     return make
@@ -85,18 +88,89 @@ def test_an_update_is_what_training_added_to_the_announced_adapter(tiny_classifi
     assert report.steps > 0
 
 
-def test_a_repeated_round_is_refused(tiny_classifier, study, make, with_terms, unit):
-    study = with_terms(study, privacy={"unit": unit})
+def test_a_repeated_round_without_privacy_is_refused(tiny_classifier, study, make):
     site = make(study)
     site.answer(announcement(tiny_classifier, study), 1)
     with pytest.raises(PrivacyError, match="round 1 is asked, the last answered is 1"):
         site.answer(announcement(tiny_classifier, study), 1)
 
 
+def test_a_private_round_is_answered_again_with_the_same_bytes_and_no_other_way(
+    tiny_classifier, study, make, with_terms, new_ledger, randomised
+):
+    """By the same site, by one that was started anew, and after a later round never again."""
+    private, ledger = with_terms(study, privacy={"unit": "patient"}), new_ledger()
+    asked = announcement(tiny_classifier, private)
+    site = make(private, ledger=ledger)
+    first, report = site.answer(asked, 1)
+    spent = ledger.totals().epsilon_charged
+    for again in (site, make(private, ledger=ledger)):
+        assert again.answer(asked, 1) == (first, None)
+    tensors = {n: a + 1 for n, a in tiny_classifier.first_tensors(0).items()}
+    names = make_strategy(private).trains(tiny_classifier.shapes, 1)
+    other = announcement(tiny_classifier, private, tensors={name: tensors[name] for name in names})
+    with pytest.raises(PrivacyError, match="answers another announcement"):
+        make(private, ledger=ledger).answer(other, 1)
+    assert ledger.totals().epsilon_charged == spent
+    assert report is not None
+    make(private, ledger=ledger).answer(announcement(tiny_classifier, private, 2), 2)
+    with pytest.raises(StorageError, match="nothing else may be sent for it"):
+        make(private, ledger=ledger).answer(asked, 1)
+
+
+def test_an_answer_that_is_lost_is_not_trained_again(
+    tiny_classifier, study, make, with_terms, new_ledger
+):
+    private, ledger = with_terms(study, privacy={"unit": "patient"}), new_ledger()
+    make(private, ledger=ledger).answer(announcement(tiny_classifier, private), 1)
+    shutil.rmtree(ledger.path.with_suffix(".outbox"))
+    with pytest.raises(StorageError, match="nothing else may be sent for it"):
+        make(private, ledger=ledger).answer(announcement(tiny_classifier, private), 1)
+
+
+def test_two_sites_on_one_ledger_send_one_update(
+    tiny_classifier, study, make, with_terms, new_ledger, monkeypatch
+):
+    """Both are granted the charge, the slower one finds the round answered."""
+    private, ledger = with_terms(study, privacy={"unit": "patient"}), new_ledger()
+    asked = announcement(tiny_classifier, private)
+    sites = [make(private, ledger=ledger) for _ in range(2)]
+    sent = []
+
+    def overtaken(*args, **kwargs):
+        monkeypatch.setattr("huizhen.client.site.train_round", train_round)
+        sent.append(sites[1].answer(asked, 1)[0])
+        return train_round(*args, **kwargs)
+
+    monkeypatch.setattr("huizhen.client.site.train_round", overtaken)
+    with pytest.raises(PrivacyError, match="nothing more leaves for it"):
+        sites[0].answer(asked, 1)
+    assert sites[0].answer(asked, 1) == (sent[0], None)
+
+
+def test_a_ledger_of_another_site_or_with_a_cap_that_binds_nothing_is_refused(
+    study, make, with_terms, tmp_path
+):
+    private = with_terms(study, privacy={"unit": "patient"})
+    for name, delta, message in (("Z", 1e-3, "ledger is of site 'Z'"), ("A", 0.125, "cap's delta")):
+        cap = Cap(epsilon=8.5, delta=delta)
+        path = tmp_path / name / "ledger.sqlite"
+        with (
+            Ledger.create(path, site=name, cohort="rare", cap=cap) as ledger,
+            pytest.raises(PrivacyError, match=message),
+        ):
+            make(private, ledger=ledger)
+
+
+def test_a_site_that_keeps_a_ledger_joins_no_study_without_privacy(study, make, new_ledger):
+    with pytest.raises(PrivacyError, match="would leave without noise"):
+        make(study, ledger=new_ledger())
+
+
 def test_an_earlier_round_is_refused(tiny_classifier, study, make):
     site = make(study)
     site.answer(announcement(tiny_classifier, study, 2), 2)
-    with pytest.raises(PrivacyError, match="paid for once"):
+    with pytest.raises(PrivacyError, match="a study does not go back"):
         site.answer(announcement(tiny_classifier, study, 1), 1)
 
 
@@ -163,16 +237,25 @@ def test_the_mechanism_spends_the_epsilon_of_the_study_and_no_more(study, with_t
     assert make_strategy(private).trains({"a.lora_A": (1,)}, 1) == frozenset()
 
 
-def test_a_private_update_is_noised_in_every_tensor(tiny_classifier, study, make, with_terms):
-    private = with_terms(study, privacy={"unit": "patient"})
+def test_a_private_update_is_noised_in_every_tensor(
+    tiny_classifier, study, make, with_terms, monkeypatch
+):
+    """Every patient is in every step with all records: nothing but noise is left to differ."""
+    terms = {"unit": "patient", "sampling_rate": 1.0, "records_per_patient": 4}
+    private = with_terms(study, privacy=terms)
     names = make_strategy(private).trains(tiny_classifier.shapes, 1)
     shapes = {n: s for n, s in tiny_classifier.shapes.items() if n in names}
-    found = []
-    for _ in range(2):
-        envelope, _ = make(private).answer(announcement(tiny_classifier, private), 1)
-        found.append(decode(envelope.data, shapes=shapes).tensors)
-    for name in names:
-        assert (found[0][name] != found[1][name]).mean() > 0.9, name
+
+    def two():
+        found = []
+        for _ in range(2):
+            envelope, _ = make(private).answer(announcement(tiny_classifier, private), 1)
+            found.append(decode(envelope.data, shapes=shapes).tensors)
+        return [float((found[0][name] != found[1][name]).mean()) for name in names]
+
+    assert min(two()) > 0.9
+    monkeypatch.setattr("huizhen.client.randomness.normals", np.zeros)
+    assert max(two()) == 0
 
 
 def test_a_private_round_is_protected_as_the_study_asks(
@@ -255,8 +338,8 @@ def test_each_round_is_charged_before_its_first_gradient(
 
 @pytest.fixture
 def rich_ledger(tmp_path):
-    """A ledger whose cap allows one release of metrics."""
-    cap = Cap(epsilon=8.5, delta=1e-3, metrics_epsilon=2.0)
+    """A ledger whose cap has room for two releases of metrics."""
+    cap = Cap(epsilon=8.5, delta=1e-3, metrics_epsilon=5.0)
     with Ledger.create(tmp_path / "rich.sqlite", site="A", cohort="rare", cap=cap) as ledger:
         yield ledger
 
@@ -300,8 +383,11 @@ def test_metrics_leave_once_after_the_last_round_and_are_charged_before_the_nois
     assert found.readings()["patients"].value == pytest.approx(len(HELD_OUT), abs=15)
     assert site.release_metrics(final) == data  # asked again: the same bytes, nothing more is paid
     assert rich_ledger.totals().metrics_epsilon == 2.0
-    with pytest.raises(BudgetExhaustedError):  # restarted: what was drawn is lost, and was paid for
+    assert join(measuring).release_metrics(final) == data  # also after a restart
+    shutil.rmtree(rich_ledger.path.with_suffix(".outbox"))
+    with pytest.raises(PrivacyError, match="they leave once"):  # under a cap that has room for two
         join(measuring).release_metrics(final)
+    assert rich_ledger.totals().metrics_epsilon == 2.0
 
 
 def test_metrics_are_of_the_final_adapter_alone(tiny_classifier, measuring, join, rich_ledger):
@@ -368,6 +454,20 @@ def test_no_text_of_a_record_leaves_or_is_logged(
             assert not is_found(canary, envelope.data)
     out = "".join([caplog.text, *capfd.readouterr(), *said]).encode()
     assert not any(is_found(canary, out) for canary in CANARIES)
+
+
+def test_no_text_of_a_record_is_in_metrics_or_on_the_disk(
+    tiny_classifier, measuring, join, rich_ledger
+):
+    held_out = [(f"{p} {CANARIES[0]}", f"{t} {' '.join(CANARIES)}", d) for p, t, d in HELD_OUT]
+    site = join(measuring, held_out=held_out)
+    site.answer(announcement(tiny_classifier, measuring, 1), 1)
+    site.release_metrics(announcement(tiny_classifier, measuring, 3))
+    files = [path for path in rich_ledger.path.parent.rglob("*") if path.is_file()]
+    assert len(files) > 2
+    for path in files:
+        data = path.read_bytes() + path.name.encode()
+        assert not any(is_found(canary, data) for canary in CANARIES), path
 
 
 @pytest.mark.parametrize("field", ["text", "disease"])

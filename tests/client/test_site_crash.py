@@ -1,27 +1,33 @@
 """A site killed at any point of a round: its ledger says at least what was spent."""
 
+import hashlib
 import os
 import signal
 
 import pytest
 
+from huizhen.client import private_steps
 from huizhen.client import site as site_module
-from huizhen.client import training
 from huizhen.client.ledger import Ledger
+from huizhen.client.outbox import Outbox
 from huizhen.client.site import Site
 from huizhen.protocol.ledger_entries import Cap
 from huizhen.protocol.mechanism import Mechanism
 from huizhen.protocol.wire import Message, encode
 from huizhen.strategies.catalogue import make_strategy
 
-CALLS = ("reserve", "decode", "charge", "train_round", "private_gradient", "difference", "send")
+CALLS = (
+    "reserve", "decode", "charge", "train_round", "private_gradient", "difference", "send", "keep",
+    "answer",
+)  # fmt: skip
 BEFORE_ANY_GRADIENT = (
     "before reserve", "after reserve", "before decode", "after decode", "before charge",
     "after charge", "before train_round", "before private_gradient",
 )  # fmt: skip
 WITH_A_GRADIENT = (
     "after private_gradient", "after train_round", "before difference", "after difference",
-    "before send", "after send", "after answer",
+    "before send", "after send", "before keep", "after keep", "before answer", "after answer",
+    "at the end",
 )  # fmt: skip
 
 
@@ -56,8 +62,8 @@ def take_round(tiny_classifier, study, examples, path):
         terms = {"kind": "adapter", "study": study.digest(), "round": round, "site": ""}
         with Ledger.open(path) as ledger:
             site = Site("A", study, examples, model, first, ledger=ledger)
-            site.answer(encode(Message(**terms, tensors=tensors)), round)
-            note(f"update {round}")
+            envelope, _ = site.answer(encode(Message(**terms, tensors=tensors)), round)
+            note(f"update {hashlib.sha256(envelope.data).hexdigest()}")
 
     return take
 
@@ -69,7 +75,7 @@ def killed_at(point, take_round, round, log, monkeypatch):
         try:
             _arm(point, log, round, monkeypatch)
             take_round(round, lambda text: _note(log, text))
-            if point == "after answer":
+            if point == "at the end":
                 os.kill(os.getpid(), signal.SIGKILL)
         finally:
             os._exit(3)  # an error, or the point was never reached
@@ -87,8 +93,11 @@ def _note(log, text):
 
 
 def _arm(point, log, round, monkeypatch):
-    when, call = point.split()
-    owners = {"reserve": Ledger, "charge": Ledger, "private_gradient": training}
+    when, call = point.split(maxsplit=1)
+    owners = {
+        "reserve": Ledger, "charge": Ledger, "answer": Ledger, "private_gradient": private_steps,
+        "keep": Outbox,
+    }  # fmt: skip
     for name in CALLS:
         owner = owners.get(name, site_module)
         plain = getattr(owner, name)
@@ -122,7 +131,16 @@ def test_a_kill_never_leaves_less_in_the_ledger_than_was_spent(
     assert charged in (before, after)
     assert charged == after or not has_computed
     assert has_computed == (point in WITH_A_GRADIENT)
-    # the round is taken again, under the same charge
-    take_round(round, lambda text: None)
+    # the round is taken again, under the same charge; where something may have left, it is the same
+    again: list[str] = []
+    take_round(round, again.append)
     with Ledger.open(path) as ledger:
         assert ledger.verify().epsilon_charged == after
+    sent = [line for line in noted if line.startswith("update")]
+    assert (len(sent) == 1) == (point == "at the end")
+    assert sent in ([], again)
+    if point in ("after answer", "at the end"):
+        with Ledger.open(path) as ledger:
+            given = ledger.answered(study.digest(), round)
+        assert given is not None
+        assert again == [f"update {given.update}"]

@@ -7,8 +7,9 @@ import threading
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chi2
 
-from huizhen.client import training
+from huizhen.client import private_steps, training
 from huizhen.client.dp_sgd import private_gradient
 from huizhen.client.model_checks import Memory
 from huizhen.client.patient_gradients import ModelGradients
@@ -85,7 +86,7 @@ def test_training_lowers_the_loss(tiny_classifier, make_site, rows, randomised, 
     assert float(after.mean()) < report.loss < float(losses.mean())
 
 
-def test_a_report_counts_steps_and_tokens(tiny_classifier, make_site, rows, with_terms):
+def test_a_report_counts_steps(tiny_classifier, make_site, rows, with_terms):
     study = with_terms(
         tiny_classifier.study,
         privacy={"unit": "none"},
@@ -94,7 +95,6 @@ def test_a_report_counts_steps_and_tokens(tiny_classifier, make_site, rows, with
     examples = make_site(tiny_classifier, rows)
     report = train(tiny_classifier, examples, study)
     assert report.steps == 3 * math.ceil(len(rows) / 8)
-    assert report.tokens == 3 * sum(examples.lengths)
 
 
 @pytest.mark.parametrize("patients", [1, 3, 8])
@@ -113,8 +113,8 @@ def test_private_training_takes_the_agreed_steps_whatever_the_data(
         sources.append(kwargs)
         return ModelGradients(*args, **kwargs)
 
-    monkeypatch.setattr(training, "private_gradient", counted)
-    monkeypatch.setattr(training, "ModelGradients", noted)
+    monkeypatch.setattr(private_steps, "private_gradient", counted)
+    monkeypatch.setattr(private_steps, "ModelGradients", noted)
     study = with_terms(
         tiny_classifier.study,
         privacy={
@@ -196,14 +196,35 @@ def test_one_unit_is_one_record_where_the_study_says_so(
         assert len({rows[i][0] for i in own}) == 1
 
 
-def test_a_private_round_is_never_the_same_twice(tiny_classifier, make_site, rows, randomised):
-    examples = make_site(tiny_classifier, rows)
-    found = set()
-    for _ in range(2):
-        randomised(tiny_classifier)
-        train(tiny_classifier, examples, tiny_classifier.study, sigma=1.0)
-        found.add(tiny_classifier.read(["head.weight"])["head.weight"].tobytes())
-    assert len(found) == 2
+def test_a_private_round_is_never_the_same_twice(
+    tiny_classifier, make_site, rows, randomised, with_terms, monkeypatch
+):
+    """With all records of everyone in the step only the noise is left to chance."""
+    model, examples = tiny_classifier, make_site(tiny_classifier, rows)
+    most = max(map(len, examples.records_of()))
+    study = with_terms(
+        model.study,
+        privacy={"sampling_rate": 1.0, "records_per_patient": most, "learning_rate": 0.7},
+        rounds={"local_steps": 1},
+    )
+    sigma = Mechanism.of(study).noise_multiplier
+
+    def trained():
+        randomised(model)
+        train(model, examples, study, sigma=sigma)
+        after = model.read(frozenset(model.shapes))
+        return np.concatenate([value.astype(np.float64).ravel() for value in after.values()])
+
+    first, second = trained(), trained()
+    draw = NoiseSource.draw
+    monkeypatch.setattr(NoiseSource, "draw", lambda self: np.zeros_like(draw(self)))
+    silent = trained()
+    assert (trained() == silent).all()
+    assert (first != second).mean() > 0.99
+    # (x - silent) · 8 / (0.7 · σ · C) is standard normal: Σz² ~ χ²_n, off once in 10⁹ runs.
+    low, high = chi2.ppf([5e-10, 1 - 5e-10], len(silent))
+    for found in (first, second):
+        assert low < (((found - silent) * 8 / (0.7 * sigma)) ** 2).sum() < high
 
 
 def test_a_private_round_without_protection_is_refused(tiny_classifier, make_site, rows):
@@ -328,7 +349,7 @@ def test_a_step_moves_against_the_private_gradient(
     def ones(source, shapes, **kwargs):
         return {name: torch.ones(shape) for name, shape in shapes.items()}, math.nan
 
-    monkeypatch.setattr(training, "private_gradient", ones)
+    monkeypatch.setattr(private_steps, "private_gradient", ones)
     study = with_terms(
         tiny_classifier.study, privacy={"learning_rate": 0.25}, rounds={"local_steps": 3}
     )

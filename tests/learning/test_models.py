@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from huizhen.learning.bases import resolve
 from huizhen.learning.model import AdaptedModel
 from huizhen.learning.models import make_model
 from huizhen.learning.tabular import LinearModel, TabularEncoder
@@ -21,7 +22,7 @@ TABULAR = {
 def test_each_kind_of_task_has_its_model_and_its_encoder(make_study, home):
     kinds = {}
     for study in (make_study(), make_study("instruction"), parse_study(TABULAR, "s")):
-        model = make_model(study, home)
+        model = make_model(study, None if study.base is None else resolve("tiny", home=home))
         kinds[model.kind] = (type(model), type(model.encoder()))
     assert kinds == {
         "classification": (AdaptedModel, TaskEncoder),
@@ -32,4 +33,19 @@ def test_each_kind_of_task_has_its_model_and_its_encoder(make_study, home):
 
 def test_a_text_task_without_a_base_is_refused(make_study, home):
     with pytest.raises(ConfigError, match=r"no \[base\]"):
-        make_model(dataclasses.replace(make_study(), base=None), home)
+        make_model(dataclasses.replace(make_study(), base=None), resolve("tiny", home=home))
+
+
+def test_another_base_than_the_study_was_agreed_on_is_refused(make_study, home):
+    base = resolve("tiny", home=home)
+    agreed = dict(base.digests)
+    make_model(make_study(base={"digests": agreed}), base)
+    name = next(iter(agreed))
+    for wrong in ({**agreed, name: "0" * 64}, {**agreed, "more.json": "0" * 64}):
+        with pytest.raises(ConfigError, match="get the base that the study was agreed on"):
+            make_model(make_study(base={"digests": wrong}), base)
+
+
+def test_one_class_is_no_classification(make_study, home):
+    with pytest.raises(ConfigError, match="labels has 1 classes, a classification task needs two"):
+        make_model(make_study(task={"labels": ["a"]}), resolve("tiny", home=home))

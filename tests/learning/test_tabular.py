@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from huizhen.client.per_record import per_record_gradients
 from huizhen.learning.model import pad
+from huizhen.learning.models import make_model
 from huizhen.learning.tabular import LinearModel, TabularEncoder, feature_names
 from huizhen.learning.tasks import UNSEEN, fields_read
 from huizhen.protocol.errors import ConfigError, GovernanceError
@@ -171,7 +172,7 @@ def test_what_is_loaded_is_read_and_only_what_is_named_is_trained():
 def test_fewer_than_two_classes_are_refused():
     for labels in ([], ["yes"]):
         with pytest.raises(ConfigError, match=f"labels has {len(labels)} classes"):
-            LinearModel(dataclasses.replace(study(), task=study(labels=labels).task))
+            make_model(dataclasses.replace(study(), task=study(labels=labels).task), None)
 
 
 def test_smoothing_pulls_the_target_towards_the_middle():

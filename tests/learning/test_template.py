@@ -44,6 +44,16 @@ def test_lists_are_joined_and_absent_values_are_empty():
     assert render("{a}; {b}{c} {d} {{e}}", fields) == "fever, rash, 3; x 2.5 {e}"
 
 
+def test_a_list_joins_what_is_not_empty():
+    assert render("{a}", {"a": ["fever", "", None, " ", ["", "rash"], []]}) == "fever, rash"
+
+
+@pytest.mark.parametrize("value", [None, "", " ", [], ["", ""], [None, [" "]]])
+def test_a_text_whose_fields_are_all_empty_is_empty(value):
+    assert render("Phenotypes: {a}, {b}.", {"a": value, "b": None}) == ""
+    assert render("Phenotypes: {a}, {b}.", {"a": value, "b": 0}).endswith(", 0.")
+
+
 def test_outer_space_is_dropped():
     assert render(" {a} ", {"a": " x "}) == "x"
 

@@ -194,8 +194,41 @@ def test_a_cohort_that_is_listed_twice_is_refused(certificate):
     sites = json.loads(certificate.canonical())["sites"]
     with pytest.raises(WireError, match="listed twice"):
         parse_certificate(changed(certificate, "sites", [sites[0], sites[0]]))
-    other = {**sites[0], "cohort": "2025"}
-    assert len(parse_certificate(changed(certificate, "sites", [sites[0], other])).sites) == 2
+
+
+@pytest.fixture(scope="module")
+def two_cohorts(certificate):
+    """North's ten rounds, charged to two cohorts that may share patients."""
+    north, south = certificate.sites
+    parts = [
+        replace(north, cohort=cohort, rounds=rounds, epsilon=after(rounds))
+        for cohort, rounds in (("all", 6), ("2025", 4))
+    ]
+    return replace(certificate, sites=(*parts, south))
+
+
+def test_the_cohorts_of_a_site_are_composed(certificate, two_cohorts):
+    assert parse_certificate(two_cohorts.canonical()) == two_cohorts
+    check_certificate(two_cohorts)
+    assert two_cohorts.rounds_by_site == {"North": 10, "South": 7}
+    assert two_cohorts.spends == (STEP.times(10),)
+    assert two_cohorts.epsilon_by_site() == {"North": after(10), "South": after(7)}
+    assert two_cohorts.summary()["epsilon"] == {"North": after(10), "South": after(7)}
+    assert certificate.epsilon_by_site() == {"North": after(10), "South": after(7)}
+
+
+def test_the_largest_of_a_sites_cohorts_is_not_what_the_site_spent(two_cohorts):
+    largest = replace(two_cohorts, epsilon=after(7))
+    with pytest.raises(PrivacyError, match="epsilon with all cohorts of site 'North' is stated as"):
+        check_certificate(largest)
+    with pytest.raises(ValueError, match="expected the largest of the sites'"):
+        replace(two_cohorts, epsilon=after(6))
+
+
+def test_cohorts_that_spent_more_than_was_agreed_are_refused(two_cohorts):
+    north, other, south = two_cohorts.sites
+    with pytest.raises(ValueError, match="a site has more rounds than the study, 10"):
+        replace(two_cohorts, sites=(north, replace(other, rounds=5, epsilon=after(5)), south))
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"\xff", b"{}", b"NaN", b"[" * 100_000])
@@ -249,8 +282,22 @@ def test_a_ledger_that_states_less_than_this_study_is_found(certificate):
     ledger = replace(certificate.sites[0].ledger, epsilon=after(9))
     with pytest.raises(PrivacyError, match="ledger of site 'North'"):
         check_certificate(with_site(certificate, 0, ledger=ledger))
-    # at a larger δ the same steps have a smaller ε: nothing to compare
-    check_certificate(with_site(certificate, 0, ledger=replace(ledger, delta=1e-3)))
+
+
+@pytest.mark.parametrize("delta", [1e-7, 1e-4, 1e-3])
+def test_a_ledger_is_held_to_what_the_steps_cost_at_its_own_delta(certificate, delta):
+    due = epsilon([STEP.times(10)], delta)
+    ledger = replace(certificate.sites[0].ledger, delta=delta, epsilon=due)
+    check_certificate(with_site(certificate, 0, ledger=ledger))
+    low = replace(ledger, epsilon=0.99 * due)
+    with pytest.raises(PrivacyError, match="ledger of site 'North' is stated as"):
+        check_certificate(with_site(certificate, 0, ledger=low))
+
+
+def test_a_delta_that_lets_a_whole_patient_out_is_refused(certificate):
+    check_certificate(with_site(certificate, 1, patients_public=99_999))
+    with pytest.raises(PrivacyError, match="delta is 1e-05, site 'South' has about 100000 patient"):
+        check_certificate(with_site(certificate, 1, patients_public=100_000))
 
 
 @pytest.mark.parametrize(("name", "stated"), [("by_mechanism", 0.011), ("by_epsilon", None)])

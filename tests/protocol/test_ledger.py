@@ -19,6 +19,7 @@ from huizhen.protocol.accounting import Spend
 from huizhen.protocol.errors import BudgetExhaustedError, ConfigError, PrivacyError
 from huizhen.protocol.ledger import check_witnessed, replay
 from huizhen.protocol.ledger_entries import (
+    Answered,
     Cap,
     CapChanged,
     Charged,
@@ -224,14 +225,60 @@ def test_nothing_is_charged_under_a_closed_study(book):
 def test_ten_times_a_tenth_is_one_and_not_more():
     book = Book()
     book.reserve()
-    for _ in range(10):
-        book.say(MetricsCharged(study=S, name="top1", epsilon=0.1))  # the same name pays each time
-    with pytest.raises(BudgetExhaustedError, match=r"reach 1\.0\d+ with 'top1'.* allows 1 \(1 is"):
-        book.say(MetricsCharged(study=S, name="top1", epsilon=1e-9))
+    for n in range(10):
+        book.say(MetricsCharged(study=S, name=f"top{n}", epsilon=0.1))
+    with pytest.raises(BudgetExhaustedError, match=r"reach 1\.0\d+ with 'more'.* allows 1 \(1 is"):
+        book.say(MetricsCharged(study=S, name="more", epsilon=1e-9))
     found = totals(book.account)
     assert (found.metrics_epsilon, found.metrics_left) == (1.0, 0.0)
     assert found.studies[0].metrics_epsilon == 1.0
     assert found.epsilon_with_metrics == found.epsilon_charged + 1.0
+
+
+def test_metrics_of_one_name_are_charged_once_in_a_study():
+    book = Book()
+    book.reserve()
+    book.say(MetricsCharged(study=S, name="held_out", epsilon=0.1))
+    with pytest.raises(PrivacyError, match="charged by entry 3: they leave once"):
+        book.say(MetricsCharged(study=S, name="held_out", epsilon=0.1))
+    book.reserve(T)
+    book.say(MetricsCharged(study=T, name="held_out", epsilon=0.1))
+    assert totals(book.account).metrics_epsilon == pytest.approx(0.2)
+
+
+def answered(round, study=S, update="c" * 64):
+    return Answered(study=study, round=round, announcement="b" * 64, update=update)
+
+
+def test_an_answered_round_is_charged_no_more_and_answered_no_more():
+    book = Book()
+    book.reserve()
+    book.charge(1)
+    assert book.charge(1).sequence == 3  # a retry, before anything may leave
+    book.say(answered(1))
+    with pytest.raises(PrivacyError, match="is answered: send the same bytes"):
+        book.charge(1)
+    for again in (answered(1), answered(1, update="d" * 64)):
+        with pytest.raises(PrivacyError, match="nothing more leaves for it"):
+            book.say(again)
+    book.charge(2)
+    with pytest.raises(PrivacyError, match="nothing more leaves for it"):
+        book.say(answered(1))
+    book.say(answered(2))
+
+
+@pytest.mark.parametrize("body", [answered(1), answered(4)], ids=["not charged", "beyond"])
+def test_nothing_is_answered_that_was_not_charged(body):
+    book = Book()
+    book.reserve()
+    with pytest.raises(PrivacyError):
+        book.say(body)
+    book.charge(2)
+    with pytest.raises(PrivacyError):
+        book.say(body)
+    book.say(Closed(study=S))
+    with pytest.raises(PrivacyError, match="was closed"):
+        book.say(answered(2))
 
 
 def test_without_a_metrics_budget_no_metric_leaves():

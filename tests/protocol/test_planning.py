@@ -75,6 +75,34 @@ def test_of_many_rounds_some_are_shown_and_always_the_last():
     assert all(1 <= b - a <= 3 for a, b in pairwise(shown))
 
 
+def test_each_site_is_told_what_it_has_spent_after_some_rounds():
+    terms = with_terms(rounds=10, sampling_rate=1.0, expected_batch=25)
+    found = plan(SITES, terms)
+    assert list(found.epsilon_of_sites) == list(SITES)
+    for site in found.sites:
+        points = found.epsilon_of_sites[site.name]
+        assert [round for round, _ in points] == [1, 3, 5, 8, 10]
+        step = Spend(
+            noise_multiplier=site.noise_multiplier, sampling_rate=site.sampling_rate, steps=1
+        )
+        assert points == tuple((r, epsilon([step.times(4 * r)], 1e-5)) for r, _ in points)
+    assert len({points[0] for points in found.epsilon_of_sites.values()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("rounds", "shown"), [(1, [1]), (2, [1, 2]), (4, [1, 2, 3, 4]), (101, [1, 26, 51, 76, 101])]
+)
+def test_the_rounds_told_are_the_first_the_quarters_and_the_last(rounds, shown):
+    assert [r for r, _ in plan({"a": 50}, with_terms(rounds=rounds)).epsilon_of_sites["a"]] == shown
+
+
+def test_a_cap_that_a_study_would_refuse_is_refused():
+    # 250 patients at 0.5: 125 + 4·√125 = 169.7
+    plan(SITES, with_terms(batch_cap=170))
+    with pytest.raises(ConfigError, match=r"batch_cap is 169, west has 250 patients: .* least 170"):
+        plan(SITES, with_terms(batch_cap=169))
+
+
 def test_an_expected_batch_gives_each_site_its_own_rate_and_noise():
     found = plan(SITES, with_terms(sampling_rate=1.0, expected_batch=60))
     assert [site.sampling_rate for site in found.sites] == [1.0, 0.5, 0.24]

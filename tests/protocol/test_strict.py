@@ -177,6 +177,12 @@ def test_read_toml_returns_the_tables(tmp_path):
     assert read_toml(path) == {"a": {"b": "é"}}
 
 
+def test_read_toml_drops_a_byte_order_mark(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_bytes(b"\xef\xbb\xbf[a]\nb = 1\n")
+    assert read_toml(path) == {"a": {"b": 1}}
+
+
 BAD_FILES = {
     "repeats a key": (b"a = 1\na = 2", "is not TOML"),
     "is cut off": (b"[a", "is not TOML"),

@@ -137,9 +137,32 @@ def test_a_site_without_a_ledger_is_taken_to_have_joined_every_round(study):
 
 
 def test_a_site_may_have_several_cohorts(study):
-    two = [totals(study, "A", 5), totals(study, "A", 4, cohort="2025", sequence=3)]
-    found = issue(study, issued=DAY, ledgers=[*two, totals(study, "B", 1)])
+    two = [totals(study, "A", 2), totals(study, "A", 3, cohort="2025", sequence=3)]
+    found = issue(study, issued=DAY, ledgers=[*two, totals(study, "B", 4)])
     assert [(s.site, s.cohort) for s in found.sites] == [("A", "all"), ("A", "2025"), ("B", "all")]
+    mechanism = Mechanism.of(study)
+    assert [s.epsilon for s in found.sites] == [mechanism.epsilon_after(n) for n in (2, 3, 4)]
+    # a patient may be in both cohorts: five rounds, more than B's four
+    assert found.epsilon == mechanism.epsilon_after(5)
+    assert found.spends == (mechanism.per_round.times(5),)
+    check_certificate(parse_certificate(found.canonical()))
+    assert f"one hospital are composed) {rounded_up(found.epsilon)}" in Seen(page(found)).text
+
+
+def test_cohorts_that_together_spent_more_than_was_agreed_are_refused(study):
+    two = [totals(study, "A", 2), totals(study, "A", 4, cohort="2025")]
+    with pytest.raises(PrivacyError, match="site 'A' were charged 6 rounds together, the study ha"):
+        issue(study, issued=DAY, ledgers=two)
+
+
+def test_ledgers_that_do_not_hold_the_study_do_not_make_it_free(study):
+    other = totals(study, "A", 5)
+    other = replace(other, studies=other.studies[:1])
+    with pytest.raises(ProtocolError, match="no ledger of site 'A' holds this study"):
+        issue(study, issued=DAY, ledgers=[other, totals(study, "B", 5)])
+    beside = [replace(other, cohort="2025"), totals(study, "A", 5)]
+    found = issue(study, issued=DAY, ledgers=[*beside, totals(study, "B", 5)])
+    assert [(s.cohort, s.rounds) for s in found.sites] == [("2025", 0), ("all", 5), ("all", 5)]
 
 
 def test_real_ledgers_make_a_certificate(study, tmp_path):

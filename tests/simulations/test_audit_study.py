@@ -14,7 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from huizhen.client import dp_sgd, randomness, training
+from huizhen.client import dp_sgd, private_steps, randomness
 from huizhen.client.patient_gradients import ModelGradients
 from huizhen.protocol.errors import ConfigError, StorageError
 from huizhen.simulations import audit
@@ -85,7 +85,7 @@ def test_fewer_steps_make_a_smaller_claim(start):
 def test_the_audited_step_has_the_terms_of_the_trained_one(
     start, experiment_file, home, tmp_path, monkeypatch, clipping
 ):
-    calls: dict[Any, list[Any]] = {training: [], audit: []}
+    calls: dict[Any, list[Any]] = {private_steps: [], audit: []}
     for module, seen in calls.items():
         true = module.private_gradient
 
@@ -100,9 +100,9 @@ def test_the_audited_step_has_the_terms_of_the_trained_one(
     )
     run_experiment(load_experiment(experiment_file(*changes)), tmp_path / "run", home=home)
     start(*changes)
-    assert len(calls[training]) == 2 * 4  # two sites of the same public size
+    assert len(calls[private_steps]) == 2 * 4  # two sites of the same public size
     assert len(calls[audit]) == 4
-    for shapes, terms in calls[training]:
+    for shapes, terms in calls[private_steps]:
         assert shapes == calls[audit][0][0]
         assert terms == {"batch_cap": None} | calls[audit][0][1]
 

@@ -7,8 +7,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from huizhen.protocol.errors import ConfigError, GovernanceError
-from huizhen.simulations.experiment import PartitionTerms, SimulationTerms, SplitTerms
+from huizhen.simulations.baseline import with_ancestors
+from huizhen.simulations.experiment import BinTerms, PartitionTerms, SimulationTerms, SplitTerms
 from huizhen.simulations.partition import read_sites
+
+NO_TERMS: list[object] = [[1250], [{"id": "HP:0001250"}], [[]], [[1250, "x"]], {"a": 1}, 7, [None]]
 
 
 @pytest.fixture
@@ -66,7 +69,7 @@ def test_a_drawn_split_follows_from_its_seed_and_not_from_the_order_of_records(r
 def test_a_patient_in_training_and_in_test_is_refused(read, cohort):
     entries = cohort()
     entries.append(entries[0] | {"split": "test"})
-    with pytest.raises(GovernanceError, match="1 patients stand in training and in test"):
+    with pytest.raises(GovernanceError, match="1 patients of site 'North' stand in train"):
         read(entries)
     entries = [one | {"pmid": str(i)} for i, one in enumerate(cohort())]  # a patient in two papers
     with pytest.raises(GovernanceError, match="split by patient"):
@@ -116,6 +119,13 @@ def test_a_small_alpha_skews_the_classes_and_a_large_one_does_not(read, cohort):
         ({}, {"site": "center"}, "records.jsonl:1: there is no site in the field 'center'"),
         ({}, {"split": "part"}, "records.jsonl:1: there is no split in the field 'part'"),
         ({}, {"split": SplitTerms(by="pmid")}, "there is no group in the field 'pmid'"),
+        ({"hospital": ["SECRET"]}, {}, "records.jsonl:3: 'hospital' is a list or a table"),
+        ({"split": {"SECRET": 1}}, {}, "records.jsonl:3: 'split' is a list or a table"),
+        (
+            {"id": "new", "disease": ["SECRET"]},
+            {"partition": PartitionTerms(kind="dirichlet", alpha=9, sites=2)},
+            "records.jsonl:3: 'disease' is a list or a table",
+        ),
     ],
 )
 def test_what_is_missing_is_named_with_its_line_and_no_content(
@@ -131,10 +141,104 @@ def test_what_is_missing_is_named_with_its_line_and_no_content(
 def test_data_without_records_or_without_test_records_is_refused(read, cohort):
     with pytest.raises(ConfigError, match="holds no records"):
         read([])
-    with pytest.raises(ConfigError, match="no test records"):
+    with pytest.raises(ConfigError, match=r"no test records, .*'test' in the field 'split'"):
         read(cohort(5, 0))
+
+
+@pytest.mark.parametrize(("share", "held_out"), [(0.001, 0), (0.02, 0), (0.999, 24), (0.98, 24)])
+def test_a_split_that_holds_out_no_group_or_all_is_refused_by_its_name(
+    read, cohort, share, held_out
+):
+    terms = SplitTerms(by="id", test=share)
+    problem = (
+        rf"^\[simulation\] split holds out {held_out} of 24 groups by 'id'.* test = {share:g},"
+    )
+    with pytest.raises(ConfigError, match=problem):
+        read(cohort(), split=terms)
+    assert read(cohort(), split=SplitTerms(by="id", test=0.03))  # one of 24 is enough
 
 
 def test_the_same_id_at_two_sites_is_two_patients_of_the_study(read, cohort):
     entries = [one | {"id": one["id"].split("-")[1]} for one in cohort()]
     assert [site.patients() for site in read(entries).values()] == [9, 9]
+
+
+def test_sites_that_number_their_patients_alike_have_each_their_own_split(read, cohort):
+    number = {"North": 0, "South": 3}  # South's patients 9 to 11 are North's 12 to 14
+    entries = [
+        one | {"id": int(one["id"].split("-")[1]) + number[one["hospital"]]} for one in cohort()
+    ]
+    sites = read(entries)
+    assert patients(sites["North"].test) & patients(sites["South"].train) == {"9", "10", "11"}
+    with pytest.raises(GovernanceError, match="1 patients of site 'South' stand in training and"):
+        read([*entries, {**entries[-1], "split": "train"}])
+
+
+def test_names_are_the_same_however_they_are_written(read, cohort):
+    spelt: dict[str, list[object]] = {"North": [7, 7.0, "7", " 7 "], "South": ["8"]}
+    entries = [
+        one | {"hospital": (names := spelt[one["hospital"]])[i % len(names)]}
+        for i, one in enumerate(cohort())
+    ]
+    assert list(read(entries)) == ["7", "8"]
+
+
+def test_ranges_of_a_number_are_sites_and_the_rest_is_unknown(read, cohort):
+    years: list[object] = [2001, "2004", 2005, 2009.5, 2010, None, "", "n/a", [1], 10**400, "nan"]
+    entries = [
+        one | {"id": f"{one['id']} {year!s:.9}", "year": year} for one in cohort() for year in years
+    ]
+    sites = read(entries, site=BinTerms(field="year", below=(2005, 2010)))
+    held = {name: {str(r.fields["year"])[:9] for r in site.train} for name, site in sites.items()}
+    assert held == {
+        "year under 2005": {"2001", "2004"},
+        "year 2005 to 2010": {"2005", "2009.5"},
+        "year 2010 on": {"2010"},
+        "unknown": {"None", "", "n/a", "[1]", "100000000", "nan"},
+    }
+
+
+def test_ranges_of_a_field_that_no_record_has_are_refused(read, cohort):
+    entries = [one | {"year": 2001} for one in cohort()]
+    with pytest.raises(ConfigError, match=r"site reads the field 'yaer', .*: did you mean 'year'"):
+        read(entries, site=BinTerms(field="yaer", below=(2005,)))
+    with pytest.raises(ConfigError, match=r"the field 'text', no record has a number in it$"):
+        read(entries, site=BinTerms(field="text", below=(2005,)))
+
+
+@pytest.mark.parametrize(
+    ("terms", "change", "error", "problem"),
+    [
+        ({"ancestors": "obsrved"}, {}, ConfigError, "'obsrved', no record has it: did you mean 'o"),
+        ({"ancestors": "id"}, {}, GovernanceError, "'id', the policy of the sites does not let it"),
+        (
+            {"ancestors": "observed", "allowed_fields": ("text", "disease")},
+            {},
+            GovernanceError,
+            "'observed', the policy of the sites does not let it",
+        ),
+        *(
+            ({"ancestors": "observed"}, {"observed": value}, GovernanceError, "^records.jsonl:3: ")
+            for value in NO_TERMS
+        ),
+    ],
+)
+def test_a_field_that_the_baseline_may_not_or_cannot_read_is_refused(
+    read, cohort, terms, change, error, problem
+):
+    entries = [one | {"observed": ["HP:0001250"]} for one in cohort()]
+    entries[2] |= change
+    with pytest.raises(error, match=problem):
+        read(entries, **terms)
+
+
+@pytest.mark.parametrize(
+    "value", [["HP:0001250"], [["HP:0001250", "Seizure"]], "HP:0001250", "", None, []]
+)
+def test_what_the_baseline_reads_as_hpo_terms_is_let_pass(read, cohort, value):
+    entries = [one | {"observed": ["HP:0001250"]} for one in cohort()]
+    entries[2] |= {"observed": value}
+    del entries[3]["observed"]
+    allowed = ("text", "disease", "observed")
+    assert read(entries, ancestors="observed", allowed_fields=allowed)
+    assert with_ancestors(entries)  # and nothing of it is an error there

@@ -115,7 +115,7 @@ def test_labels_come_from_the_training_records_alone(prepared, cohort):
     found = prepared(records=records)
     assert "plague" not in found.study.task.labels
     assert found.notes == (
-        "2 test records have a label that no site trained: each counts as an error.",
+        "2 test records have a class that the study does not list: each counts as an error.",
         DROPPED,
     )
     assert sum(label == -1 for label in found.test["North"].labels) == 2
@@ -259,3 +259,41 @@ def test_one_class_is_no_tabular_task(prepared_numbers):
     listed = ('label = "sick"', 'label = "sick"\nlabels = ["yes"]')
     with pytest.raises(ConfigError, match=r"labels has 1 classes"):
         prepared_numbers(rows, listed)
+
+
+def test_records_without_the_number_of_their_site_are_counted(prepared, cohort):
+    records = [one | {"year": 2001 + 8 * (one["hospital"] == "South")} for one in cohort()]
+    bins = ('site = "hospital"', 'site = {field = "year", below = [2005]}')
+    assert prepared(bins, records=records).notes[0].startswith("De-identification")
+    lost = [one for one in records if one["id"] in ("North-0", "North-1", "South-9")]
+    for one in lost:
+        one["year"] = "?"
+    notes = prepared(bins, records=records).notes
+    assert notes[0] == f"{len(lost)} records have no number in 'year': they are the site 'unknown'."
+
+
+def test_ids_that_stand_at_several_sites_are_counted(prepared, cohort):
+    records = cohort()
+    for one in records:
+        if one["id"] in ("South-2", "South-9"):
+            one["id"] = one["id"].replace("South", "North")
+    assert prepared(records=records).notes[0] == (
+        "2 patient ids stand at several sites: if they are the same people, their epsilon adds up "
+        "over those sites."
+    )
+
+
+def test_a_class_is_one_however_it_is_written(prepared, cohort):
+    numbers = {"asthma": (1, 1.0), "epilepsy": ("2", " 2 "), "measles": ("x", "x\n")}
+    records = [
+        one | {"disease": numbers[one["disease"]][i % 2], "words": one["disease"]}
+        for i, one in enumerate(cohort())
+    ]
+    found = prepared(
+        ('label = "disease"', 'label = "disease"\nlabel_text = "words"'), records=records
+    )
+    assert found.study.task.labels == ("1", "2", "x")
+    assert found.study.task.label_texts == ("asthma", "epilepsy", "measles")
+    records[0]["disease"] = ["x"]
+    with pytest.raises(GovernanceError, match=r"records.jsonl:1: 'disease' is a list or a table"):
+        prepared(records=records)

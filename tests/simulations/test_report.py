@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from huizhen.protocol.errors import ConfigError, StorageError
-from huizhen.simulations import report
+from huizhen.simulations import report, report_figures
 from huizhen.simulations.verdict import verdict
 
 SITES = [f"hospital-{c}" for c in "abcdef"]
@@ -19,7 +19,7 @@ def metrics(top1):
     return {"top1": top1, "top3": min(1.0, top1 + 0.134), "macro_f1": top1 - 0.0471}
 
 
-def shared_arm(top1, *, sd=0.0123, rounds=12, sent=True):
+def shared_arm(top1, *, sd=0.0123, rounds=12):
     return {
         "metrics": metrics(top1),
         "spread": dict.fromkeys(("top1", "top3", "macro_f1"), sd),
@@ -33,7 +33,8 @@ def shared_arm(top1, *, sd=0.0123, rounds=12, sent=True):
                 "seconds": 4.2,
                 "outside_share": 0.031,
                 "loss": 3.2 * 0.8**r + 0.3,
-                **({"bytes_up": 1_234_567, "bytes_down": 1_111_000} if sent else {}),
+                "bytes_up": 1_234_567,
+                "bytes_down": 1_111_000,
                 **({"metrics": metrics(top1 * (1 - 0.7**r))} if r % 2 == 0 else {}),
             }
             for r in range(1, rounds + 1)
@@ -67,7 +68,7 @@ def results():
             },
         },
         "arms": {
-            "pooled": shared_arm(0.7641, sent=False),
+            "pooled": shared_arm(0.7641),
             "federated": shared_arm(0.7423),
             "federated_dp": shared_arm(0.2119)
             | {"epsilon": {s: 7.9 + 0.01 * i for i, s in enumerate(SITES)}},
@@ -105,8 +106,8 @@ def results():
         "privacy": {
             "mechanism": "DP-SGD, Poisson sampling of patients",
             "unit": "patient",
-            "sigma": dict.fromkeys(SITES, 1.37),
-            "q": {s: 0.05 + 0.01 * i for i, s in enumerate(SITES)},
+            "noise_multiplier": 1.37,
+            "sampling_rate": 0.05,
             "steps": 120,
             "delta": 1e-5,
             "epsilon": {s: 7.9 + 0.01 * i for i, s in enumerate(SITES)},
@@ -134,7 +135,6 @@ def instruction(results):
         "arms": arms,
         "samples": [
             {
-                "site": "a",
                 "prompt": "窦性心律。请总结。",
                 "expected": "normal <ecg>",
                 "answers": {"base": "?", "federated": "normal"},
@@ -208,7 +208,7 @@ def test_hostile_names_are_only_text(results, tmp_path, hostile):
     evil["provenance"] = {hostile: hostile}
     evil["privacy"][hostile] = hostile
     evil["data"] |= {"source": hostile, "notice": hostile}
-    sample = dict.fromkeys(("site", "prompt", "expected"), hostile)
+    sample = dict.fromkeys(("prompt", "expected"), hostile)
     evil["samples"] = [sample | {"answers": {hostile: hostile}}]
     evil["baseline"]["text"] = hostile
     plain, page = Page(render(results, tmp_path)), Page(render(evil, tmp_path))
@@ -223,7 +223,7 @@ def test_the_numbers_in_the_table_are_those_of_the_results(results, tmp_path):
     text = render(results, tmp_path)
     rows = {r[0]: r[1:] for r in Page(text).rows}
     # 12 rounds of 1 234 567 bytes up and 1 111 000 down, over 6 hospitals
-    assert "205.8 kB per hospital and round; 13.33 MB came back; 3.1 % of the time" in text
+    assert "205.8 kB per hospital and round; 13.33 MB came back; 3.1 % of the training time" in text
     assert rows["together"] == [
         "0.742 ± 0.012", "0.876 ± 0.012", "0.695 ± 0.012", "61.2", "14.81", "13.33", "–",
     ]  # fmt: skip
@@ -266,6 +266,43 @@ def test_one_seed_has_no_spread(results, tmp_path):
     assert "One run per arm" in text
 
 
+def test_a_spread_of_the_local_arm_is_enough_to_know_chance(results, tmp_path):
+    """Of any arm that was run with several seeds, and the best hospital's is shown."""
+    local = results["arms"]["local"]
+    runs = [{"seed": s, "metrics": metrics(v)} for s, v in ((1, 0.39), (2, 0.4042))]
+    local |= {"per_seed": runs, "spread": {"top1": 0.01004}}
+    local["sites"][SITES[0]] |= {"per_seed": runs, "spread": {"top1": 0.0211}}
+    text = render(results | {"arms": {"local": local}}, tmp_path)
+    rows = {r[0]: r[1:] for r in Page(text).rows}
+    assert rows["each hospital alone (mean)"][0] == "0.397 ± 0.010"
+    assert rows["best alone: hospital-a"][0] == "0.544 ± 0.021"
+    assert "One run per arm" not in text
+
+
+def test_what_is_of_the_first_seed_alone_says_so(results, tmp_path):
+    results["sweep_patients"] = [{"patients": 1234, "epsilon": 8.0, "metrics": metrics(0.1239)}]
+    assert render(results, tmp_path).count("All of the first seed.") == 3  # rounds, sweep, fewer
+    for entry in results["arms"].values():
+        entry["per_seed"] = [{"seed": 1, "metrics": entry["metrics"]}]
+    assert "first seed" not in render(results, tmp_path)
+
+
+def test_the_line_without_noise_is_of_the_first_seed_as_the_sweep_is(results, monkeypatch):
+    drawn = []
+
+    def draw(points, label, **values):
+        drawn.append(values)
+        return "<svg/>"
+
+    monkeypatch.setattr(report_figures, "sweep_figure", draw)
+    runs = results["arms"]["federated"]["per_seed"]
+    assert list(report_figures.figures_of(results, "top1"))
+    assert drawn[-1]["without_noise"] == runs[0]["metrics"]["top1"] != 0.7423
+    results["arms"]["federated"]["per_seed"] = []
+    assert list(report_figures.figures_of(results, "top1"))
+    assert drawn[-1]["without_noise"] == 0.7423
+
+
 def test_what_privacy_does_not_cover_is_shown(results, tmp_path):
     results["privacy"] |= {
         "does_not_cover": ["further runs", "public facts"],
@@ -291,6 +328,14 @@ def test_an_instruction_task_shows_its_samples(instruction, tmp_path):
     text = render(instruction, tmp_path)
     assert "normal &lt;ecg&gt;" in text
     assert "窦性心律。请总结。" in text
+
+
+def test_classes_are_no_matter_of_an_instruction(instruction, results, tmp_path):
+    data = results["data"]
+    assert ["hospital-a", "1,209 / 403", "2,419 / 604", "–"] in Page(
+        render(instruction | {"data": data}, tmp_path)
+    ).rows
+    assert "labels<br>seen" in render(results, tmp_path)
 
 
 def test_hospitals_and_rounds_fall_back_to_the_metric_they_have(instruction, tmp_path):

@@ -5,12 +5,13 @@ import errno
 import json
 import os
 import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from huizhen.protocol.errors import ConfigError, StorageError
-from huizhen.simulations.run_folder import Checkpoint, RunFolder, tensors_digest
+from huizhen.simulations.run_folder import Checkpoint, RunFolder, safe_name, tensors_digest
 from huizhen.strategies.base import StrategyState
 
 X = {"a.lora_B": np.arange(6, dtype=np.float32).reshape(2, 3), "head.bias": np.ones(2, np.float32)}
@@ -47,8 +48,17 @@ def test_the_last_saved_round_counts(open_folder):
         assert [path.name for path in (folder.path / "state").iterdir()] == ["u.safetensors"]
 
 
+def begin(open_folder, identity=None):
+    with open_folder(identity) as folder:
+        folder.save("u", Checkpoint(2, STATE, HISTORY))
+
+
+def claim(path):
+    return json.loads((path / "run.json").read_text(encoding="utf-8"))["covers"]
+
+
 def test_a_folder_of_another_run_is_refused_with_what_differs(open_folder):
-    open_folder().__exit__(None, None, None)
+    begin(open_folder)
     with pytest.raises(ConfigError, match=r"belongs to another run \(other study 's', now 't'\)"):
         open_folder({"study": "t", "data": "d"})
     with pytest.raises(ConfigError, match=r"other study 's', now 't', data 'd', now 'e'"):
@@ -56,8 +66,100 @@ def test_a_folder_of_another_run_is_refused_with_what_differs(open_folder):
     open_folder().__exit__(None, None, None)  # and it was left as it was
 
 
+def test_what_only_the_folder_has_is_named_too(open_folder):
+    begin(open_folder, {"study": "s", "simulation": {"every": 2, "seeds": [1]}})
+    with pytest.raises(ConfigError, match=r"\(other simulation every 2, now None\)"):
+        open_folder({"study": "s", "simulation": {"seeds": [1]}})
+    with pytest.raises(ConfigError, match=r"\(other simulation every, simulation seeds\)"):
+        open_folder({"study": "s", "simulation": {"every": "x" * 40, "seeds": ["y" * 40]}})
+
+
+def test_another_number_of_threads_says_what_to_type(open_folder):
+    identity = {"study": "s", "environment": {"threads": "2", "cpu": "AVX2"}}
+    begin(open_folder, identity)
+    now = {"threads": "1", "cpu": "AVX2"}
+    with pytest.raises(ConfigError, match=r"threads '2', now '1'\): use --threads 2, or choose"):
+        open_folder(identity | {"environment": now})
+    for other in ({"study": "t", "environment": now}, {"study": "s", "environment": {}}):
+        with pytest.raises(ConfigError, match=r"threads '2', now .*\): choose another --out$"):
+            open_folder(other)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_claim_under_which_nothing_was_run_gives_way(open_folder, tmp_path, resume):
+    open_folder().__exit__(None, None, None)
+    for study in ("t", "t", "u"):
+        open_folder({"study": study}, resume=resume).__exit__(None, None, None)
+        assert claim(tmp_path / "run") == {"study": study}
+
+
+@pytest.mark.parametrize("name", ["state/u.safetensors", "ledgers/u/A.sqlite", "results.json"])
+def test_a_claim_under_which_something_was_run_stands(open_folder, tmp_path, name):
+    open_folder().__exit__(None, None, None)
+    path = tmp_path / "run" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("")
+    with pytest.raises(ConfigError, match="belongs to another run"):
+        open_folder({"study": "t"})
+    with pytest.raises(ConfigError, match="add --resume"):
+        open_folder(resume=False)
+    assert claim(tmp_path / "run") == {"study": "s", "data": "d"}
+
+
+def test_what_killed_processes_were_writing_is_removed_and_nothing_else(open_folder, tmp_path):
+    begin(open_folder)
+    run = tmp_path / "run"
+    (run / "federated").mkdir()
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    dead = process.pid
+    left = [
+        run / "state" / f".u.safetensors.{os.getppid()}",  # the lock says that nobody writes there
+        run / f".results.json.{dead}",
+        run / "federated" / f".README.md.{dead}",
+    ]
+    kept = [
+        run / f".results.json.{os.getppid()}",
+        run / f".mine.txt.{dead}",
+        run / f"report.html.{dead}",
+        run / ".results.json",
+    ]
+    for path in (*left, *kept):
+        path.write_text("half")
+    with pytest.raises(ConfigError, match="belongs to another run"):
+        open_folder({"study": "t"})
+    assert all(path.exists() for path in left)  # of another run's folder nothing is removed
+    with open_folder() as folder:
+        assert not any(path.exists() for path in left)
+        assert all(path.exists() for path in kept)
+        assert folder.restore("u").round == 2
+
+
+@pytest.mark.parametrize("length", [15, 34, 300])
+def test_a_long_name_of_a_site_is_a_name_of_a_file(open_folder, length):
+    unit = f"local-1-{safe_name('北' * length)}"
+    with open_folder() as folder:
+        assert folder.restore(unit) is None
+        folder.save(unit, Checkpoint(2, STATE, HISTORY))
+        assert folder.restore(unit).round == 2
+
+
+def test_long_names_of_sites_differ_in_files_where_they_differ():
+    end = "%-0123456789abcdef"
+    names = ["a" * n for n in range(79, 120)] + ["a" * 200 + c for c in "bcd"]
+    names += ["a" * 82 + end, "院" * 11 + end, *("院" * n for n in range(10, 40))]
+    safe = [safe_name(name) for name in (*names, *map(safe_name, names))]
+    assert len(set(safe)) == len({*names, *map(safe_name, names)})
+    assert max(map(len, safe)) == 100
+
+
+def test_a_place_that_cannot_be_looked_at_is_a_storage_error(open_folder):
+    with open_folder() as folder, pytest.raises(StorageError, match="is damaged"):
+        folder.restore("u" * 300)
+
+
 def test_a_folder_that_holds_the_run_is_refused_without_resume(open_folder):
-    open_folder(resume=False).__exit__(None, None, None)
+    begin(open_folder)
     with pytest.raises(ConfigError, match=r"add --resume"):
         open_folder(resume=False)
 
@@ -72,7 +174,7 @@ def test_a_folder_in_use_is_refused(open_folder):
     "text", ["", "{", "[]", "{}", '{"digest": 1}', '{"digest": 1, "covers": []}', "\udcff"]
 )
 def test_a_damaged_claim_is_refused(open_folder, tmp_path, text):
-    open_folder().__exit__(None, None, None)
+    begin(open_folder)
     (tmp_path / "run" / "run.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises((StorageError, ConfigError)) as caught:
         open_folder()

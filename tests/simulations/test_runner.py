@@ -9,7 +9,7 @@ import torch
 
 from huizhen.learning.bases import load_model
 from huizhen.protocol.certificate import check_certificate, parse_certificate
-from huizhen.protocol.errors import AggregationError
+from huizhen.protocol.errors import AggregationError, ConfigError
 from huizhen.server.rounds import Coordinator
 from huizhen.simulations import federation, run_folder, runner
 from huizhen.simulations.experiment import load_experiment
@@ -195,6 +195,44 @@ def test_a_label_that_no_site_trained_counts_as_an_error(start, cohort):
     _, results = start(arms, records=records)
     assert results["data"]["unseen_labels"] == sum(one["split"] == "test" for one in records)
     assert results["arms"]["federated"]["metrics"] == {"top1": 0, "top3": 0, "macro_f1": 0}
+
+
+def test_a_test_set_of_unlisted_classes_alone_ends_in_results(start, cohort):
+    records = [one | {"disease": "plague"} if one["split"] == "test" else one for one in cohort()]
+    lines = 'arms = ["federated", "federated_dp"]\nsweep_epsilon = [30.0]'
+    _, results = start(('site = "hospital"', f'site = "hospital"\n{lines}'), records=records)
+    assert "no better than always naming one class (0.000)" in results["enough"]["text"]
+    assert "first seed" not in results["enough"]["text"]  # there is but one
+    assert results["baseline"]["pooled"] == {"top1": 0, "top3": 0, "macro_f1": 0}
+
+
+def test_a_folder_of_a_run_that_could_not_begin_is_free_for_the_mended_one(start):
+    arms = ('site = "hospital"', 'site = "hospital"\narms = ["federated"]')
+    with pytest.raises(ConfigError, match="rank"):
+        start(arms, ("rank = 2", "rank = 1700"))
+    _, results = start(arms)
+    assert results["arms"].keys() == {"federated"}
+
+
+def test_a_line_that_says_what_is_so_anyway_makes_no_other_run(start):
+    arms = ('site = "hospital"', 'site = "hospital"\narms = ["federated"]')
+    said = ('site = "hospital"', 'evaluate_every = 1\nsite = "hospital"\narms = ["federated"]')
+    _, first = start(arms)
+    _, again = start(said, resume=True)
+    assert again["arms"]["federated"]["per_seed"] == first["arms"]["federated"]["per_seed"]
+    with pytest.raises(ConfigError, match=r"\(other simulation evaluate_every 1, now 2\)"):
+        start(said, ("evaluate_every = 1", "evaluate_every = 2"), resume=True)
+
+
+def test_values_of_a_sweep_that_lie_close_are_units_of_their_own(start):
+    lines = 'arms = ["federated_dp"]\nsweep_epsilon = [2.0000001, 2.0000002]'
+    folder, results = start(('site = "hospital"', f'site = "hospital"\n{lines}'))
+    assert {path.stem for path in (folder / "state").iterdir()} == {
+        "federated_dp-1",
+        "sweep_epsilon-2.0000001",
+        "sweep_epsilon-2.0000002",
+    }
+    assert len(results["sweep"]) == 3
 
 
 def test_a_finished_run_is_not_done_again(start, monkeypatch):
