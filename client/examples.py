@@ -46,11 +46,12 @@ class Examples:
 
     def batch(self, indices: Sequence[int] | np.ndarray[tuple[int], np.dtype[np.intp]]) -> Batch:
         """Return the records at ``indices`` as one padded batch."""
+        starts = [self.answer_starts[i] for i in indices]
         return pad(
             [self.inputs[i] for i in indices],
             [self.labels[i] for i in indices],
-            [self.answer_starts[i] for i in indices],
-            [self.ids[i] for i in indices],
+            starts,
+            [self.ids[i] for i in indices] if any(starts) else [],
         )
 
     def with_known_labels(self) -> "Examples":

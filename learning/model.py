@@ -295,11 +295,11 @@ def _named_parameters(module: nn.ModuleDict) -> dict[str, nn.Parameter]:
 def pad(
     inputs: Sequence[Tensor], labels: Sequence[int], starts: Sequence[int], ids: Sequence[Tensor]
 ) -> Batch:
-    """Return records as one batch, padded on the right with zeros."""
+    """Return records as one batch, padded on the right with zeros; ``ids`` may be left empty."""
     lengths = torch.tensor([len(row) for row in inputs])
     padded = nn.utils.rnn.pad_sequence(list(inputs), batch_first=True)
     mask = (torch.arange(padded.shape[1])[None, :] < lengths[:, None]).long()
-    targets = nn.utils.rnn.pad_sequence(list(ids), batch_first=True)
+    targets = nn.utils.rnn.pad_sequence(list(ids), batch_first=True) if ids else mask[:, :0]
     return Batch(padded, mask, torch.tensor(labels), torch.tensor(starts), targets)
 
 

@@ -23,7 +23,7 @@ class Batch:
 
     ``inputs`` are token ids (B, T), outputs of the frozen layers (B, T, H) or features (B, F);
     ``mask`` (B, T) is 1 on tokens; ``labels`` (B,); ``answer_starts`` (B,); ``targets`` (B, T) are
-    the ids again.
+    the ids again, (B, 0) where the task has no answers.
     """
 
     inputs: Tensor

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chi2
+from torch import nn
 
 from huizhen.client import private_steps, training
 from huizhen.client.dp_sgd import private_gradient
@@ -363,3 +364,19 @@ def test_a_step_moves_against_the_private_gradient(
 def test_a_report_holds_numbers_alone(tiny_classifier, make_site, rows, plain):
     report = train(tiny_classifier, make_site(tiny_classifier, rows), plain)
     assert all(isinstance(value, int | float) for value in dataclasses.astuple(report))
+
+
+@pytest.mark.parametrize("scale", [1e-9, 0.3, 1.0, 7.0, 1e9])
+def test_the_limit_of_the_norm_is_torchs_own_to_the_bit(scale):
+    generator = torch.Generator().manual_seed(3)
+    tensors = [torch.randn(shape, generator=generator) for shape in ((4, 7), (9,), (1, 1))]
+    found, expected = ([nn.Parameter(t.clone()) for t in tensors] for _ in range(2))
+    for parameters in (found, expected):
+        for parameter in parameters:
+            parameter.grad = scale * parameter.detach() / 6.1
+    training._limit(torch.optim.SGD(found, lr=1), 1.0)
+    nn.utils.clip_grad_norm_(expected, 1.0)
+    for one, other in zip(found, expected, strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert torch.equal(one.grad, other.grad)
