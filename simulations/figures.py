@@ -236,7 +236,7 @@ def _patients_axis(axes: Axes, points: Sequence[SweepPoint]) -> None:
     for side in ("left", "right", "bottom", "top"):
         upper.spines[side].set_visible(False)
     reference = [e for e, m in known if abs(m - 1) < 1e-9]
-    at = f" at ε = {reference[0]:g}" if reference else ""
+    at = f" at ε = {reference[0]:.3g}" if reference else ""
     upper.set_xlabel(f"as if the hospitals had m × the patients{at}")
 
 
