@@ -33,7 +33,8 @@ from huizhen.client.private_steps import StepTerms, private_steps
 from huizhen.learning import tiny
 from huizhen.learning.bases import resolve
 from huizhen.learning.model import AdaptedModel
-from huizhen.protocol.study import About, AdapterTerms, BaseTerms, Study, TaskTerms
+from huizhen.protocol.study import Study
+from huizhen.protocol.study_terms import About, AdapterTerms, BaseTerms, TaskTerms
 
 METHODS = ("plain", "huizhen", "opacus_hooks", "opacus_ghost")
 SHAPES = {"encoder 16x128": (16, 128), "llama 25M 4x128": (4, 128)}

@@ -122,7 +122,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
 
 def _terms(arguments: argparse.Namespace, experiment: "Experiment | None") -> "Terms":
     from huizhen.protocol.planning import Terms, terms_of
-    from huizhen.protocol.study import PrivacyTerms, RoundTerms
+    from huizhen.protocol.study_terms import PrivacyTerms, RoundTerms
 
     if experiment is None:
         privacy, rounds = PrivacyTerms(), RoundTerms()

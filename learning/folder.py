@@ -114,6 +114,11 @@ def study_digests(found: Mapping[str, str]) -> dict[str, str]:
 def differences(folder: Path, expected: Mapping[str, str], where: str) -> list[str]:
     """Return what differs from ``expected``, one line per file: lost, added or changed."""
     present = set(_read_files(folder))
+    present |= {  # what is never read must not lie there either
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.suffix.lower() in REFUSED_SUFFIXES
+    }
     lines = [f"{path} is missing, {where} lists it" for path in sorted(set(expected) - present)]
     lines += [f"{path} is there, {where} lists no such file" for path in present - set(expected)]
     for path in sorted(present & set(expected)):

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from huizhen.protocol.errors import ConfigError
-from huizhen.protocol.study import AdapterTerms
+from huizhen.protocol.study_terms import AdapterTerms
 
 
 def layer_list(model: Any) -> Sequence[nn.Module]:

@@ -5,7 +5,8 @@ from huizhen.learning.model import AdaptedModel
 from huizhen.learning.tabular import LinearModel
 from huizhen.learning.trainable import Model
 from huizhen.protocol.errors import ConfigError
-from huizhen.protocol.study import BaseTerms, Study
+from huizhen.protocol.study import Study
+from huizhen.protocol.study_terms import BaseTerms
 
 
 def make_model(study: Study, base: Base | None) -> Model:

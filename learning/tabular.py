@@ -28,7 +28,8 @@ from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 from huizhen.learning.tasks import Encoded, class_of
 from huizhen.learning.trainable import Batch, Model
 from huizhen.protocol.errors import ConfigError, GovernanceError
-from huizhen.protocol.study import Study, TaskTerms
+from huizhen.protocol.study import Study
+from huizhen.protocol.study_terms import TaskTerms
 
 
 def feature_names(task: TaskTerms) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from huizhen.learning.template import fields_of, render
 from huizhen.protocol.errors import ConfigError, GovernanceError
-from huizhen.protocol.study import TaskTerms
+from huizhen.protocol.study_terms import TaskTerms
 
 UNSEEN = -1  # the class of a record whose label the study does not list
 

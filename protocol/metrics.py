@@ -25,7 +25,8 @@ import rfc8785
 
 from huizhen.protocol.errors import ConfigError, ProtocolError, WireError
 from huizhen.protocol.strict import build
-from huizhen.protocol.study import Study, TaskTerms
+from huizhen.protocol.study import Study
+from huizhen.protocol.study_terms import TaskTerms
 
 SCHEMA = 1
 LOSS_BOUND = 5.0  # nats per token of the answer; a loss above it counts as this, for every site

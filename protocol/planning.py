@@ -32,7 +32,8 @@ from typing import Literal
 from huizhen.protocol.accounting import Spend, calibrate, epsilon
 from huizhen.protocol.errors import ConfigError
 from huizhen.protocol.mechanism import patients_bound
-from huizhen.protocol.study import PrivacyTerms, Study
+from huizhen.protocol.study import Study
+from huizhen.protocol.study_terms import PrivacyTerms
 
 Verdict = Literal["clear", "noisy", "drowned"]
 CLEAR, DROWNED = 1 / 3, 1.0

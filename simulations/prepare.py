@@ -18,7 +18,8 @@ from huizhen.learning.tasks import UNSEEN, fields_read, name_of
 from huizhen.learning.template import nearest
 from huizhen.learning.trainable import Model
 from huizhen.protocol.errors import ConfigError, GovernanceError
-from huizhen.protocol.study import BaseTerms, SiteTerms, Study
+from huizhen.protocol.study import Study
+from huizhen.protocol.study_terms import BaseTerms, SiteTerms
 from huizhen.simulations.experiment import BinTerms, Experiment, SimulationTerms
 from huizhen.simulations.partition import UNKNOWN, SiteRecords
 

@@ -15,7 +15,8 @@ from huizhen.learning.export import export_adapter
 from huizhen.protocol.adapter import Shapes, Tensors
 from huizhen.protocol.certificate import Certificate
 from huizhen.protocol.mechanism import Mechanism
-from huizhen.protocol.study import SiteTerms, Study
+from huizhen.protocol.study import Study
+from huizhen.protocol.study_terms import SiteTerms
 from huizhen.server.certificate import issue, page
 from huizhen.server.rounds import Coordinator
 from huizhen.simulations.experiment import Experiment

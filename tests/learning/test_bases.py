@@ -206,6 +206,16 @@ def test_an_added_or_lost_file_of_the_cache_is_refused(tmp_path):
         resolve("tiny", home=tmp_path)
 
 
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "modeling_x.py", "old/weights.PKL"])
+def test_a_file_that_may_run_code_is_refused_in_the_cache_too(tmp_path, name):
+    base = resolve("tiny", home=tmp_path)
+    (base.folder / name).parent.mkdir(exist_ok=True)
+    (base.folder / name).write_bytes(b"cos\nsystem\n")
+    with pytest.raises(StorageError, match="is there, its manifest lists no such file"):
+        resolve("tiny", home=tmp_path)
+    assert [line.split()[0] for line in verify("tiny", home=tmp_path)] == [name]
+
+
 def test_a_damaged_manifest_is_refused(tmp_path):
     base = resolve("tiny", home=tmp_path)
     (base.folder / "manifest.json").write_text("{}")
