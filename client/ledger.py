@@ -32,6 +32,7 @@ from huizhen.protocol.ledger_entries import (
     Entry,
     Head,
     MetricsCharged,
+    MetricsReleased,
     Opened,
     Reserved,
     Unit,
@@ -216,11 +217,41 @@ class Ledger:
 
         Raises:
             BudgetExhaustedError: the cap's ``metrics_epsilon`` does not cover it.
-            PrivacyError: nothing is reserved, the study is closed, the name is charged already, or
-                the clock went back.
+            ReleaseLostError: the name is charged already.
+            PrivacyError: nothing is reserved, the study is closed, or the clock went back.
             StorageError: the file cannot be written, or another process holds it.
         """
         return self._append(MetricsCharged(study=study_digest, name=name, epsilon=epsilon))
+
+    def release_metrics(
+        self, study_digest: str, name: str, announcement: bytes, metrics: bytes
+    ) -> Entry:
+        """State which bytes the charged metrics are, before they leave; no others will.
+
+        Raises:
+            PrivacyError: the metrics were not charged, or left already, or the study is closed.
+            StorageError: the file cannot be written, or another process holds it.
+        """
+        return self._append(
+            MetricsReleased(
+                study=study_digest,
+                name=name,
+                announcement=hashlib.sha256(announcement).hexdigest(),
+                metrics=hashlib.sha256(metrics).hexdigest(),
+            )
+        )
+
+    def released(self, study_digest: str, name: str) -> MetricsReleased | None:
+        """Return what left as metrics of a name; None if nothing may leave yet."""
+        self._refresh()
+        study = self._account.studies.get(study_digest)
+        return None if study is None else study.releases.get(name)
+
+    def last_answer(self, study_digest: str) -> Answered | None:
+        """Return what answers the latest answered round of a study."""
+        self._refresh()
+        study = self._account.studies.get(study_digest)
+        return None if study is None else next(reversed(study.answers.values()), None)
 
     def close(self, study_digest: str) -> Entry:
         """End a study and return the entry: what it reserved and did not charge is free again.

@@ -1,16 +1,19 @@
-"""The one way out: an update becomes bytes here or not at all, and is kept until the next one.
+"""The way out: an update becomes bytes here or not at all, and is kept until the next one.
 
-Bytes are kept before they leave, so that asking again gives the same ones after any crash. What is
-kept says nothing that did not leave, or was about to.
+Bytes are kept before they leave, so that asking again gives the same ones after any crash, noised
+metrics too. The ledger names what may leave by its digest; what it does not name is never sent.
 """
 
+import contextlib
+import fcntl
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from huizhen.learning.files import write_whole
+from huizhen.learning.files import make_folder, write_whole
 from huizhen.protocol.adapter import MAX_VALUE, Shapes, Tensors, shapes_of
 from huizhen.protocol.errors import PrivacyError, StorageError, WireError
 from huizhen.protocol.wire import Message, encode
@@ -55,6 +58,11 @@ class Outbox:
         """Use a folder, which is made when something is kept."""
         self.folder = folder
 
+    @classmethod
+    def beside(cls, ledger: Path) -> "Outbox":
+        """Return the outbox that belongs to a ledger's file, and to no other."""
+        return cls(ledger.with_name(f"{ledger.name}.outbox"))
+
     def keep(self, study: str, envelope: Envelope) -> None:
         """Put an update on the disk, beside what is there.
 
@@ -69,23 +77,7 @@ class Outbox:
         Raises:
             StorageError: it is not there, or is not what was kept.
         """
-        place = self._place(study, digest)
-        try:
-            data = place.read_bytes()
-        except OSError as error:
-            raise StorageError(
-                f"{str(place)!r}, which answers this round, cannot be read "
-                f"({error.strerror}): nothing else may be sent for it, the next round can be"
-            ) from error
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise StorageError(f"{str(place)!r} was changed: nothing was sent")
-        return Envelope(data)
-
-    def forget_others(self, study: str, digest: str) -> None:
-        """Remove the updates of a study but one: an earlier round is never asked again."""
-        for place in self._place(study, digest).parent.glob("*.update"):
-            if place.name != f"{digest}.update":
-                place.unlink(missing_ok=True)
+        return Envelope(self._read(self._place(study, digest), digest))
 
     def keep_metrics(self, study: str, data: bytes) -> None:
         """Put a study's metrics on the disk.
@@ -95,20 +87,51 @@ class Outbox:
         """
         write_whole(self._metrics(study), data)
 
-    def kept_metrics(self, study: str) -> bytes | None:
-        """Return the metrics of a study; None if none are kept.
+    def kept_metrics(self, study: str, digest: str) -> bytes:
+        """Return the metrics of a study, which must have a SHA-256.
 
         Raises:
-            StorageError: they cannot be read.
+            StorageError: they are not there, or are not what was kept.
         """
+        return self._read(self._metrics(study), digest)
+
+    @contextlib.contextmanager
+    def alone(self, study: str) -> Iterator[None]:
+        """Keep other processes from keeping and forgetting in a study meanwhile.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        place = self.folder / study / ".lock"
         try:
-            return self._metrics(study).read_bytes()
-        except FileNotFoundError:
-            return None
+            make_folder(place.parent)
+            with place.open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+        except OSError as error:
+            raise StorageError(f"cannot write {str(place)!r}: {error.strerror}") from error
+
+    def forget_others(self, study: str, digest: str | None) -> None:
+        """Remove all updates of a study but one, and what killed processes left; inside ``alone``.
+
+        An earlier round is never asked again, and an update that no entry names must not stay.
+        """
+        for place in (self.folder / study).glob("*"):
+            is_update = place.suffix == ".update" or place.name.startswith(".")
+            if is_update and place.name not in (".lock", f"{digest}.update"):
+                place.unlink(missing_ok=True)
+
+    def _read(self, place: Path, digest: str) -> bytes:
+        try:
+            data = place.read_bytes()
         except OSError as error:
             raise StorageError(
-                f"cannot read {str(self._metrics(study))!r}: {error.strerror}"
+                f"{str(place)!r}, which was to be sent, cannot be read ({error.strerror}): "
+                "nothing else may be sent in its place"
             ) from error
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise StorageError(f"{str(place)!r} was changed: nothing was sent")
+        return data
 
     def _place(self, study: str, digest: str) -> Path:
         return self.folder / study / f"{digest}.update"

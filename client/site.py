@@ -19,6 +19,7 @@ from huizhen.strategies.base import Strategy
 from huizhen.strategies.catalogue import make_strategy
 
 DEFAULT_MEMORY_MIB = 1024
+HELD_OUT = "held_out"  # the name under which metrics are charged
 
 
 def check_delta(site: str, study: Study, examples: Examples) -> None:
@@ -120,7 +121,10 @@ class Site:
             memory = check_model(model, examples, memory_mib)
             self._protection = Protection(self.mechanism.noise_multiplier, memory)
             ledger.reserve(self.digest, self.mechanism.per_round, study.rounds.count)
-            self._ledger, self._outbox = ledger, Outbox(ledger.path.with_suffix(".outbox"))
+            self._ledger, self._outbox = (
+                ledger,
+                Outbox.beside(ledger.path),
+            )
         elif ledger is not None:
             raise PrivacyError(
                 f"site {name!r} has a ledger, the study's unit is 'none' and charges nothing: "
@@ -158,6 +162,7 @@ class Site:
         names = self.strategy.trains(self.model.shapes, round)
         message = self._load(announcement, round)
         if ledger is not None:
+            self._forget_unnamed(ledger)
             ledger.charge(self.digest, round)  # on the disk before the first gradient
         report = train_round(
             self.model,
@@ -180,9 +185,10 @@ class Site:
                 "lower the learning rate"
             ) from error
         if ledger is not None:
-            self._outbox.keep(self.digest, envelope)
-            entry = ledger.answer(self.digest, round, announcement, envelope.data)
-            self._outbox.forget_others(self.digest, entry.body["update"])
+            with self._outbox.alone(self.digest):
+                self._outbox.keep(self.digest, envelope)
+                entry = ledger.answer(self.digest, round, announcement, envelope.data)
+                self._outbox.forget_others(self.digest, entry.body["update"])
         self._last_round = round
         return envelope, report
 
@@ -195,8 +201,10 @@ class Site:
         Raises:
             ConfigError: the study lets no metrics out.
             ProtocolError: the announcement is of another study or round, or not what it must be.
-            PrivacyError: the study is not private, nothing was held out here, or a release that
-                was charged before a crash is lost: its ε is spent.
+            PrivacyError: the study is not private, nothing was held out here, the last round is not
+                answered, or the metrics are of another announcement.
+            ReleaseLostError: a release that was charged before a crash is lost: its ε is spent.
+            StorageError: the ledger or the metrics cannot be written, or what was released is lost.
             BudgetExhaustedError: the ledger's cap for metrics does not cover it.
         """
         epsilon = sum(budgets(self.study))
@@ -205,20 +213,34 @@ class Site:
                 f"site {self.name!r} has no held-out patients in a private study: it has no "
                 "metrics to let out"
             )
-        if (kept := self._outbox.kept_metrics(self.digest)) is not None:
-            return kept
+        ledger = self._ledger
+        if (given := ledger.released(self.digest, HELD_OUT)) is not None:
+            if hashlib.sha256(announcement).hexdigest() != given.announcement:
+                raise PrivacyError("metrics are of another announcement: they leave once")
+            return self._outbox.kept_metrics(self.digest, given.metrics)
+        if ledger.answered(self.digest, self.study.rounds.count) is None:
+            raise PrivacyError(
+                f"site {self.name!r} has not answered the last round: metrics leave after it"
+            )
         self._load(announcement, self.study.rounds.count + 1)
-        outcomes = held_out_outcomes(self.model, self._held_out)
-        self._ledger.charge_metrics(self.digest, "held_out", epsilon)  # before any noise is drawn
+        ledger.charge_metrics(self.digest, HELD_OUT, epsilon)  # before anything is counted
         released = release_metrics(
             self.study,
             site=self.name,
             round=self.study.rounds.count,
-            outcomes=outcomes,
+            outcomes=held_out_outcomes(self.model, self._held_out),
             training_patients=set(self.examples.patients),
         ).canonical()
-        self._outbox.keep_metrics(self.digest, released)
+        with self._outbox.alone(self.digest):
+            self._outbox.keep_metrics(self.digest, released)
+            ledger.release_metrics(self.digest, HELD_OUT, announcement, released)
         return released
+
+    def _forget_unnamed(self, ledger: Ledger) -> None:
+        """Remove what an earlier try has left: nothing of it is ever sent."""
+        with self._outbox.alone(self.digest):
+            named = ledger.last_answer(self.digest)
+            self._outbox.forget_others(self.digest, None if named is None else named.update)
 
     def _load(self, announcement: bytes, round: int) -> Message:
         """Put an announced adapter into the model."""

@@ -29,6 +29,10 @@ class PrivacyError(HuizhenError):
     exit_code = 4
 
 
+class ReleaseLostError(PrivacyError):
+    """What was paid for was lost before it left; nothing else may leave in its place."""
+
+
 class BudgetExhaustedError(PrivacyError):
     """The privacy budget does not cover what was asked."""
 

@@ -30,7 +30,7 @@ from fractions import Fraction
 from typing import Any
 
 from huizhen.protocol.accounting import Spend, epsilon
-from huizhen.protocol.errors import BudgetExhaustedError, PrivacyError
+from huizhen.protocol.errors import BudgetExhaustedError, PrivacyError, ReleaseLostError
 from huizhen.protocol.ledger_entries import (
     Answered,
     Body,
@@ -40,6 +40,7 @@ from huizhen.protocol.ledger_entries import (
     Entry,
     Head,
     MetricsCharged,
+    MetricsReleased,
     Opened,
     Reserved,
     make_entry,
@@ -60,6 +61,8 @@ class StudyAccount:
     # by round: what may leave
     metrics: dict[str, Entry] = field(default_factory=dict)
     # by name
+    releases: dict[str, MetricsReleased] = field(default_factory=dict)
+    # by name: what may leave
     metrics_epsilon: Fraction = Fraction(0)
     closing: Entry | None = None
 
@@ -149,11 +152,13 @@ class Account:
                 return self._written_answer(body)
             case MetricsCharged():
                 if (before := self._open_study(body.study).metrics.get(body.name)) is not None:
-                    raise PrivacyError(
+                    raise ReleaseLostError(
                         f"metrics {body.name!r} of study {body.study[:12]} were charged by entry "
                         f"{before.sequence}: they leave once, and what was drawn is kept or lost"
                     )
                 return None
+            case MetricsReleased():
+                return self._written_release(body)
             case Closed():
                 return self._study(body.study).closing
 
@@ -171,7 +176,7 @@ class Account:
                 self._check_charge(body)
             case MetricsCharged():
                 self._check_metrics(body)
-            case Opened() | CapChanged() | Answered() | Closed():
+            case Opened() | CapChanged() | Answered() | MetricsReleased() | Closed():
                 pass
 
     def exceeds(self, asked: Reserved) -> bool:
@@ -209,6 +214,8 @@ class Account:
                 self.studies[body.study].metrics[body.name] = entry
             case Answered():
                 self.studies[body.study].answers[body.round] = body
+            case MetricsReleased():
+                self.studies[body.study].releases[body.name] = body
             case Closed():
                 self.studies[body.study].closing = entry
             case Opened():
@@ -259,6 +266,15 @@ class Account:
             raise PrivacyError(
                 f"round {body.round} of study {body.study[:12]} is answered already, or is not the "
                 f"last one charged, {study.last_round}: nothing more leaves for it"
+            )
+        return None
+
+    def _written_release(self, body: MetricsReleased) -> Entry | None:
+        study = self._open_study(body.study)
+        if body.name in study.releases or body.name not in study.metrics:
+            raise PrivacyError(
+                f"metrics {body.name!r} of study {body.study[:12]} left already, or were not "
+                "charged: nothing more leaves"
             )
         return None
 

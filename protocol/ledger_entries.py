@@ -10,7 +10,8 @@ only added, each with a new schema, never changed.
     reserve  a study may charge so many rounds of one mechanism
     charge   a round, before its first gradient
     answer   a charged round has an update that may leave, by its digest; no other one may
-    metrics  the one release of noised counts of a name
+    metrics  the one release of noised counts of a name, before anything is counted
+    release  what those metrics are, by digest; nothing else may leave in their place
     close    the study has ended
 """
 
@@ -131,8 +132,7 @@ class Answered:
         _check_study(self.study)
         _check_count("round", self.round)
         for name in ("announcement", "update"):
-            if not re.fullmatch(r"[0-9a-f]{64}", getattr(self, name)):
-                raise PrivacyError(f"{name} is {getattr(self, name)[:80]!r}, expected a SHA-256")
+            _check_digest(name, getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +151,24 @@ class MetricsCharged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsReleased:
+    """The body of ``release``."""
+
+    study: str
+    name: str
+    announcement: str
+    # SHA-256 of the bytes that asked
+    metrics: str
+    # SHA-256 of the bytes that leave
+
+    def __post_init__(self) -> None:
+        _check_study(self.study)
+        _check_name("name", self.name)
+        for name in ("announcement", "metrics"):
+            _check_digest(name, getattr(self, name))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Closed:
     """The body of ``close``."""
 
@@ -160,7 +178,9 @@ class Closed:
         _check_study(self.study)
 
 
-Body = Opened | CapChanged | Reserved | Charged | Answered | MetricsCharged | Closed
+Body = (
+    Opened | CapChanged | Reserved | Charged | Answered | MetricsCharged | MetricsReleased | Closed
+)
 
 _KINDS: dict[str, type[Body]] = {
     "open": Opened,
@@ -169,6 +189,7 @@ _KINDS: dict[str, type[Body]] = {
     "charge": Charged,
     "answer": Answered,
     "metrics": MetricsCharged,
+    "release": MetricsReleased,
     "close": Closed,
 }
 
@@ -322,6 +343,11 @@ def _check_name(what: str, name: str) -> None:
 def _check_study(digest: str) -> None:
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise PrivacyError(f"study is {digest[:80]!r}, expected the SHA-256 of a study in hex")
+
+
+def _check_digest(what: str, digest: str) -> None:
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise PrivacyError(f"{what} is {digest[:80]!r}, expected a SHA-256 in hex")
 
 
 def _check_count(what: str, count: int) -> None:

@@ -16,7 +16,7 @@ from huizhen.client.ledger import Ledger
 from huizhen.client.site import Site
 from huizhen.learning.trainable import Model
 from huizhen.protocol.adapter import Tensors
-from huizhen.protocol.errors import AggregationError, PrivacyError
+from huizhen.protocol.errors import AggregationError, PrivacyError, ReleaseLostError
 from huizhen.protocol.ledger_entries import Cap
 from huizhen.protocol.metrics import parse_metrics
 from huizhen.protocol.study import Study
@@ -161,7 +161,7 @@ def _run_round(
     begin, inside = time.perf_counter(), model.model_seconds
     entry: dict[str, Any] = {"round": state.round}
     announcement = coordinator.announcement(state)
-    losses, details = [], {}
+    losses, details, is_whole = [], {}, True
     for name, site in sites.items():
         envelope, report = site.answer(announcement, state.round)
         state, receipt = coordinator.receive(state, envelope.data)
@@ -171,7 +171,9 @@ def _run_round(
             )
         detail: dict[str, float] = {"bytes_up": len(envelope.data)}
         loss = math.nan
-        if report is not None:  # None where an earlier attempt had trained and was killed
+        if report is None:
+            is_whole = False
+        else:
             loss, detail["seconds"] = report.loss, report.seconds
         if math.isfinite(loss):
             losses.append(loss)
@@ -181,12 +183,13 @@ def _run_round(
     entry["bytes_up"] = sum(detail["bytes_up"] for detail in details.values())
     entry["bytes_down"] = len(announcement) * len(sites)
     entry["sites"] = details
-    if losses:
-        entry["loss"] = sum(losses) / len(losses)
     state = coordinator.close_round(state)
-    entry["training_seconds"] = time.perf_counter() - begin
-    inside = model.model_seconds - inside
-    entry["outside_share"] = max(0.0, 1 - inside / entry["training_seconds"])
+    trained, inside = time.perf_counter() - begin, model.model_seconds - inside
+    if is_whole:  # else an earlier attempt trained some sites, and its times and losses are lost
+        entry["training_seconds"] = trained
+        entry["outside_share"] = max(0.0, 1 - inside / trained)
+        if losses:
+            entry["loss"] = sum(losses) / len(losses)
     if (mechanism := next(iter(sites.values())).mechanism) is not None:
         entry["epsilon"] = mechanism.epsilon_after(entry["round"])
     return state, entry
@@ -206,7 +209,7 @@ def _let_out(
     for name in work.held_out:
         try:
             data = sites[name].release_metrics(announcement)
-        except PrivacyError:
+        except ReleaseLostError:
             continue
         values.append(parse_metrics(data, work.study))
         details[name] = {key: asdict(one) for key, one in values[-1].readings().items()}

@@ -355,9 +355,10 @@ def _seconds(units: list[tuple[Work, list[dict[str, Any]], Metrics, str]]) -> fl
 
 def _outside(units: list[tuple[Work, list[dict[str, Any]], Metrics, str]]) -> float:
     """Return the share of the training time outside forward and backward, over all rounds."""
-    rounds = [round for _, history, _, _ in units for round in history]
+    rounds = [r for _, history, _, _ in units for r in history if "outside_share" in r]
     outside = sum(round["outside_share"] * round["training_seconds"] for round in rounds)
-    return float(outside / sum(round["training_seconds"] for round in rounds))
+    total = sum(round["training_seconds"] for round in rounds)
+    return float(outside / total) if total else 0.0
 
 
 def _crossing(points: list[tuple[float, float]], target: float) -> float | None:

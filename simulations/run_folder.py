@@ -130,7 +130,8 @@ class RunFolder:
             round, history = int(notes["round"]), list(notes["history"])
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise StorageError(
-                f"{str(path)!r} is damaged: remove it to do its part again"
+                f"{str(path)!r} is damaged: remove it and ledgers/{unit}, if there is one, to do "
+                "its part again"
             ) from error
         x = {name[2:]: array for name, array in tensors.items() if name.startswith("x/")}
         moments: dict[str, dict[str, Any]] = {}

@@ -18,7 +18,7 @@ from scipy.stats import norm
 
 from huizhen.client.ledger import Ledger
 from huizhen.protocol.accounting import Spend
-from huizhen.protocol.errors import BudgetExhaustedError, PrivacyError
+from huizhen.protocol.errors import BudgetExhaustedError, PrivacyError, ReleaseLostError
 from huizhen.protocol.ledger_entries import Cap
 from huizhen.protocol.ledger_statement import totals, verify_export
 
@@ -115,7 +115,7 @@ class Model:
         if not self.is_open(name):
             return PrivacyError
         if self.studies[name]["metrics"]:
-            return PrivacyError
+            return ReleaseLostError
         if self.metrics + tenths > self.cap[1]:
             return BudgetExhaustedError
         self.metrics += tenths

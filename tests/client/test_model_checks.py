@@ -218,7 +218,28 @@ def scaled_by_the_padding(model, plain, batch):
     return losses * batch.mask.shape[1] / 48
 
 
-LOSSES = [token_mean, share_of_all, contrast, mean_over_the_batch, scaled_by_the_padding]
+def moved_by_the_first(model, plain, batch):
+    """Let every record but the first depend on the first."""
+    losses, _ = plain(batch)
+    return torch.cat([losses[:1], losses[1:] * (1 + losses[0].detach())])
+
+
+def share_of_the_class(model, plain, batch):
+    """Weigh a record by how many of its batch have its class, as balanced sampling would."""
+    losses, _ = plain(batch)
+    same = (batch.labels[:, None] == batch.labels[None, :]).float().mean(dim=1)
+    return losses * same
+
+
+def mean_of_larger_batches(model, plain, batch):
+    losses, _ = plain(batch)
+    return losses * losses.detach().mean() if len(losses) > 2 else losses
+
+
+LOSSES = [
+    token_mean, share_of_all, contrast, mean_over_the_batch, scaled_by_the_padding,
+    moved_by_the_first, share_of_the_class, mean_of_larger_batches,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("loss", LOSSES)

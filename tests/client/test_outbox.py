@@ -68,8 +68,12 @@ def test_what_was_kept_comes_back_and_nothing_else(tmp_path):
     for one in sent:
         outbox.keep(S, one)
     assert [outbox.kept(S, digest) for digest in digests] == sent
-    outbox.forget_others(S, digests[1])
-    with pytest.raises(StorageError, match="nothing else may be sent for it"):
+    left = tmp_path / "outbox" / S / ".left.update.77"
+    left.write_bytes(b"what a killed process wrote")
+    with outbox.alone(S):
+        outbox.forget_others(S, digests[1])
+    assert not left.exists()
+    with pytest.raises(StorageError, match="nothing else may be sent"):
         outbox.kept(S, digests[0])
     [place] = (tmp_path / "outbox").rglob("*.update")
     place.write_bytes(sent[0].data)
@@ -80,5 +84,14 @@ def test_what_was_kept_comes_back_and_nothing_else(tmp_path):
 def test_metrics_are_kept_by_study(tmp_path):
     outbox = Outbox(tmp_path)
     outbox.keep_metrics(S, b"{}")
-    assert outbox.kept_metrics(S) == b"{}"
-    assert outbox.kept_metrics("cd" * 32) is None
+    digest = hashlib.sha256(b"{}").hexdigest()
+    assert outbox.kept_metrics(S, digest) == b"{}"
+    with pytest.raises(StorageError, match="nothing else may be sent"):
+        outbox.kept_metrics("cd" * 32, digest)
+    with pytest.raises(StorageError, match="was changed"):
+        outbox.kept_metrics(S, "0" * 64)
+
+
+def test_ledgers_of_like_names_have_outboxes_of_their_own(tmp_path):
+    places = [tmp_path / name for name in ("rare", "rare.sqlite", "rare.2024", "rare.2025")]
+    assert len({Outbox.beside(place).folder for place in places}) == 4

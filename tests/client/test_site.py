@@ -10,6 +10,7 @@ import pytest
 
 from huizhen.client.ledger import Ledger
 from huizhen.client.metrics_release import release_metrics
+from huizhen.client.outbox import Outbox
 from huizhen.client.site import DEFAULT_MEMORY_MIB, Site
 from huizhen.client.training import train_round
 from huizhen.protocol.accounting import Spend, epsilon
@@ -19,6 +20,7 @@ from huizhen.protocol.errors import (
     HuizhenError,
     PrivacyError,
     ProtocolError,
+    ReleaseLostError,
     StorageError,
 )
 from huizhen.protocol.ledger_entries import Cap
@@ -114,7 +116,7 @@ def test_a_private_round_is_answered_again_with_the_same_bytes_and_no_other_way(
     assert ledger.totals().epsilon_charged == spent
     assert report is not None
     make(private, ledger=ledger).answer(announcement(tiny_classifier, private, 2), 2)
-    with pytest.raises(StorageError, match="nothing else may be sent for it"):
+    with pytest.raises(StorageError, match="nothing else may be sent"):
         make(private, ledger=ledger).answer(asked, 1)
 
 
@@ -123,8 +125,8 @@ def test_an_answer_that_is_lost_is_not_trained_again(
 ):
     private, ledger = with_terms(study, privacy={"unit": "patient"}), new_ledger()
     make(private, ledger=ledger).answer(announcement(tiny_classifier, private), 1)
-    shutil.rmtree(ledger.path.with_suffix(".outbox"))
-    with pytest.raises(StorageError, match="nothing else may be sent for it"):
+    shutil.rmtree(Outbox.beside(ledger.path).folder)
+    with pytest.raises(StorageError, match="nothing else may be sent"):
         make(private, ledger=ledger).answer(announcement(tiny_classifier, private), 1)
 
 
@@ -376,6 +378,10 @@ def test_metrics_leave_once_after_the_last_round_and_are_charged_before_the_nois
 
     monkeypatch.setattr("huizhen.client.site.release_metrics", noted)
     final = announcement(tiny_classifier, measuring, 3)
+    site.answer(announcement(tiny_classifier, measuring, 1), 1)
+    with pytest.raises(PrivacyError, match="has not answered the last round"):
+        site.release_metrics(final)
+    site.answer(announcement(tiny_classifier, measuring, 2), 2)
     data = site.release_metrics(final)
     assert seen == [2.0]
     found = parse_metrics(data, measuring)
@@ -384,14 +390,54 @@ def test_metrics_leave_once_after_the_last_round_and_are_charged_before_the_nois
     assert site.release_metrics(final) == data  # asked again: the same bytes, nothing more is paid
     assert rich_ledger.totals().metrics_epsilon == 2.0
     assert join(measuring).release_metrics(final) == data  # also after a restart
-    shutil.rmtree(rich_ledger.path.with_suffix(".outbox"))
-    with pytest.raises(PrivacyError, match="they leave once"):  # under a cap that has room for two
+    names = make_strategy(measuring).trains(tiny_classifier.shapes, 3)
+    tensors = {name: tiny_classifier.first_tensors(0)[name] + 1 for name in names}
+    with pytest.raises(PrivacyError, match="of another announcement"):
+        site.release_metrics(announcement(tiny_classifier, measuring, 3, tensors=tensors))
+    [kept] = Outbox.beside(rich_ledger.path).folder.rglob("metrics.json")
+    kept.write_bytes(b"exact counts: 17 patients")
+    with pytest.raises(StorageError, match="was changed: nothing was sent"):
+        site.release_metrics(final)
+    kept.unlink()
+    with pytest.raises(StorageError, match="nothing else may be sent"):
         join(measuring).release_metrics(final)
     assert rich_ledger.totals().metrics_epsilon == 2.0
 
 
+def test_metrics_whose_noise_was_lost_are_not_drawn_again(
+    tiny_classifier, measuring, join, rich_ledger, monkeypatch
+):
+    """Under a cap that has room for two."""
+    site = join(measuring)
+    for round in (1, 2):
+        site.answer(announcement(tiny_classifier, measuring, round), round)
+
+    def fail(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    final = announcement(tiny_classifier, measuring, 3)
+    monkeypatch.setattr("huizhen.client.site.release_metrics", fail)
+    with pytest.raises(KeyboardInterrupt):
+        site.release_metrics(final)
+    monkeypatch.undo()
+    with pytest.raises(ReleaseLostError, match="they leave once"):
+        join(measuring).release_metrics(final)
+    assert rich_ledger.totals().metrics_epsilon == 2.0
+
+
+def test_bytes_that_the_ledger_does_not_name_never_leave_as_metrics(
+    tiny_classifier, measuring, join, rich_ledger
+):
+    site = join(measuring)
+    Outbox.beside(rich_ledger.path).keep_metrics(measuring.digest(), b"exact counts: 17 patients")
+    with pytest.raises(PrivacyError, match="has not answered the last round"):
+        site.release_metrics(announcement(tiny_classifier, measuring, 3))
+
+
 def test_metrics_are_of_the_final_adapter_alone(tiny_classifier, measuring, join, rich_ledger):
     site = join(measuring)
+    for round in (1, 2):
+        site.answer(announcement(tiny_classifier, measuring, round), round)
     for round in (1, 2):
         with pytest.raises(ProtocolError, match="another study or round"):
             site.release_metrics(announcement(tiny_classifier, measuring, round))
@@ -461,10 +507,11 @@ def test_no_text_of_a_record_is_in_metrics_or_on_the_disk(
 ):
     held_out = [(f"{p} {CANARIES[0]}", f"{t} {' '.join(CANARIES)}", d) for p, t, d in HELD_OUT]
     site = join(measuring, held_out=held_out)
-    site.answer(announcement(tiny_classifier, measuring, 1), 1)
+    for round in (1, 2):
+        site.answer(announcement(tiny_classifier, measuring, round), round)
     site.release_metrics(announcement(tiny_classifier, measuring, 3))
     files = [path for path in rich_ledger.path.parent.rglob("*") if path.is_file()]
-    assert len(files) > 2
+    assert {".update", ".json", ".sqlite"} <= {path.suffix for path in files}
     for path in files:
         data = path.read_bytes() + path.name.encode()
         assert not any(is_found(canary, data) for canary in CANARIES), path

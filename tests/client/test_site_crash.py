@@ -139,6 +139,12 @@ def test_a_kill_never_leaves_less_in_the_ledger_than_was_spent(
     sent = [line for line in noted if line.startswith("update")]
     assert (len(sent) == 1) == (point == "at the end")
     assert sent in ([], again)
+    with Ledger.open(path) as ledger:
+        answers = [ledger.answered(study.digest(), one) for one in range(1, round + 1)]
+    named = {f"{one.update}.update" for one in answers if one is not None}
+    left = {p.name for p in Outbox.beside(path).folder.rglob("*") if p.is_file()} - {".lock"}
+    assert again[0].removeprefix("update ") + ".update" in left
+    assert left <= named  # nothing of the first try
     if point in ("after answer", "at the end"):
         with Ledger.open(path) as ledger:
             given = ledger.answered(study.digest(), round)

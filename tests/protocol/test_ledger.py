@@ -26,6 +26,7 @@ from huizhen.protocol.ledger_entries import (
     Closed,
     Head,
     MetricsCharged,
+    MetricsReleased,
     Opened,
     Reserved,
     make_entry,
@@ -244,6 +245,19 @@ def test_metrics_of_one_name_are_charged_once_in_a_study():
     book.reserve(T)
     book.say(MetricsCharged(study=T, name="held_out", epsilon=0.1))
     assert totals(book.account).metrics_epsilon == pytest.approx(0.2)
+
+
+def test_metrics_that_were_charged_are_named_once():
+    book = Book()
+    book.reserve()
+    body = MetricsReleased(study=S, name="held_out", announcement="b" * 64, metrics="c" * 64)
+    with pytest.raises(PrivacyError, match="nothing more leaves"):
+        book.say(body)
+    book.say(MetricsCharged(study=S, name="held_out", epsilon=0.1))
+    book.say(body)
+    for again in (body, dataclasses.replace(body, metrics="d" * 64)):
+        with pytest.raises(PrivacyError, match="nothing more leaves"):
+            book.say(again)
 
 
 def answered(round, study=S, update="c" * 64):

@@ -310,7 +310,7 @@ def test_what_privacy_does_not_cover_is_shown(results, tmp_path):
     }
     results["sweep_patients"] = [{"patients": 1234, "epsilon": 8.0, "metrics": metrics(0.1239)}]
     text = render(results, tmp_path)
-    assert "<dd>further runs; public facts</dd>" in text
+    assert "<dd>further runs</dd>\n<dd>public facts</dd>" in text
     assert "<dd>0.5, 1.5, 2.5, … 29.5</dd>" in text
     assert ["1,234", "8.00", "0.124"] in Page(text).rows
 

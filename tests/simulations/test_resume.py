@@ -12,6 +12,8 @@ import time
 import pytest
 
 from huizhen.cli.main import main
+from huizhen.client.ledger import Ledger
+from huizhen.client.site import Site
 from huizhen.simulations import federation
 
 ROUNDS = 12
@@ -174,3 +176,36 @@ def test_ctrl_c_saves_and_says_how_to_resume(experiment, home, tmp_path):
     assert stdout == ""
     assert saved(out)[0] >= 1
     assert not [path for path in (out / "state").iterdir() if path.suffix != ".safetensors"]
+
+
+def test_a_private_round_that_was_half_done_is_gone_on_with_under_the_same_charge(
+    experiment_file, home, tmp_path, monkeypatch, capsys
+):
+    """Stopped after the first site of round 2 has answered: it answers with the same bytes."""
+    path = experiment_file(
+        ('site = "hospital"', 'site = "hospital"\narms = ["federated_dp"]'),
+    )
+    answers: list[tuple[str, int, bytes]] = []
+    plain = Site.answer
+
+    def noted(site, announcement, round):
+        if len(answers) == 3:
+            answers.append(("", 0, b""))
+            raise KeyboardInterrupt
+        envelope, report = plain(site, announcement, round)
+        answers.append((site.name, round, envelope.data))
+        return envelope, report
+
+    monkeypatch.setattr(Site, "answer", noted)
+    arguments = ["simulate", str(path), "--out", str(tmp_path / "run"), "--home", str(home)]
+    assert main(arguments) == 130
+    assert main([*arguments, "--resume", "--json"]) == 0
+    assert answers[4] == answers[2]  # North in round 2, before and after
+    [place] = (tmp_path / "run").rglob("North.sqlite")
+    with Ledger.open(place) as ledger:
+        assert ledger.verify().epsilon_charged <= 8.0
+    rounds = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))["arms"][
+        "federated_dp"
+    ]["rounds"]
+    assert "outside_share" in rounds[0]
+    assert not {"outside_share", "training_seconds", "loss"} & rounds[1].keys()
