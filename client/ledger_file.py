@@ -16,7 +16,7 @@ from typing import Any
 
 import rfc8785
 
-from huizhen.learning.files import sync
+from huizhen.learning.files import make_folder, sync
 from huizhen.protocol.errors import ConfigError, PrivacyError, StorageError
 from huizhen.protocol.ledger_entries import SCHEMA, Entry
 
@@ -44,7 +44,7 @@ def create(path: Path, first: Entry) -> None:
         StorageError: it cannot be written.
     """
     with storage(path):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(path.parent, mode=0o700)
         _check_private(path.parent, 0o700)
         number, name = tempfile.mkstemp(prefix=".ledger-", dir=path.parent)  # mode 0600
         os.close(number)

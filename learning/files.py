@@ -30,14 +30,18 @@ def write_whole(path: Path, data: bytes) -> None:
         raise StorageError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Path, mode: int = 0o777) -> None:
     """Make a folder and those above it, on the disk when this returns.
+
+    Args:
+        path: the folder; nothing happens if it exists.
+        mode: of it alone, less the process's mask.
 
     Raises:
         OSError: the disk is full or read-only.
     """
     missing = [one for one in (path, *path.parents) if not one.exists()]
-    path.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=mode, parents=True, exist_ok=True)
     for made in missing:
         sync(made.parent)
 

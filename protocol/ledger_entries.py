@@ -101,7 +101,7 @@ class Reserved:
     rounds: int
 
     def __post_init__(self) -> None:
-        _check_study(self.study)
+        _check_digest("study", self.study)
         _check_count("rounds", self.rounds)
 
 
@@ -113,7 +113,7 @@ class Charged:
     round: int
 
     def __post_init__(self) -> None:
-        _check_study(self.study)
+        _check_digest("study", self.study)
         _check_count("round", self.round)
 
 
@@ -129,7 +129,7 @@ class Answered:
     # SHA-256 of the bytes that answer
 
     def __post_init__(self) -> None:
-        _check_study(self.study)
+        _check_digest("study", self.study)
         _check_count("round", self.round)
         for name in ("announcement", "update"):
             _check_digest(name, getattr(self, name))
@@ -144,7 +144,7 @@ class MetricsCharged:
     epsilon: float
 
     def __post_init__(self) -> None:
-        _check_study(self.study)
+        _check_digest("study", self.study)
         _check_name("name", self.name)
         if not (math.isfinite(self.epsilon) and self.epsilon > 0):
             raise PrivacyError(f"metrics epsilon is {self.epsilon}, expected more than 0")
@@ -162,7 +162,7 @@ class MetricsReleased:
     # SHA-256 of the bytes that leave
 
     def __post_init__(self) -> None:
-        _check_study(self.study)
+        _check_digest("study", self.study)
         _check_name("name", self.name)
         for name in ("announcement", "metrics"):
             _check_digest(name, getattr(self, name))
@@ -175,7 +175,7 @@ class Closed:
     study: str
 
     def __post_init__(self) -> None:
-        _check_study(self.study)
+        _check_digest("study", self.study)
 
 
 Body = (
@@ -338,11 +338,6 @@ def _instant(time: str) -> datetime:
 def _check_name(what: str, name: str) -> None:
     if not (1 <= len(name) <= 200 and name.isprintable() and name == name.strip()):
         raise PrivacyError(f"{what} is {name[:210]!r}, expected 1 to 200 printable characters")
-
-
-def _check_study(digest: str) -> None:
-    if not re.fullmatch(r"[0-9a-f]{64}", digest):
-        raise PrivacyError(f"study is {digest[:80]!r}, expected the SHA-256 of a study in hex")
 
 
 def _check_digest(what: str, digest: str) -> None:
