@@ -16,9 +16,9 @@ from typing import Any
 
 import rfc8785
 
-from huizhen.learning.files import make_folder, sync
 from huizhen.protocol.errors import ConfigError, PrivacyError, StorageError
 from huizhen.protocol.ledger_entries import SCHEMA, Entry
+from huizhen.storage.files import make_folder, sync
 
 BUSY_SECONDS = 30
 # how long to wait for another process that writes; pricing a reservation may take seconds

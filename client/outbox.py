@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from huizhen.learning.files import make_folder, write_whole
 from huizhen.protocol.adapter import MAX_VALUE, Shapes, Tensors, shapes_of
 from huizhen.protocol.errors import PrivacyError, StorageError, WireError
 from huizhen.protocol.wire import Message, encode
+from huizhen.storage.files import make_folder, write_whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huizhen.learning.files import sync
 from huizhen.protocol.errors import ConfigError, StorageError
+from huizhen.storage.files import sync
 
 MANIFEST = "manifest.json"
 READ_SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn
 from rich.table import Table
 
-from huizhen.learning.files import write_whole
 from huizhen.simulations.audit_figure import audit_figure
 from huizhen.simulations.audit_study import Auditor, duration
 from huizhen.simulations.bars import LiveBars
+from huizhen.storage.files import write_whole
 
 DOCUMENT, PICTURE = "audit.json", "audit.png"
 

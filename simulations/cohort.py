@@ -30,7 +30,6 @@ from typing import Any
 
 import numpy as np
 
-from huizhen.learning.files import write_whole
 from huizhen.protocol.errors import ConfigError
 from huizhen.simulations.hpo import (
     ABNORMALITY,
@@ -40,6 +39,7 @@ from huizhen.simulations.hpo import (
     read_diseases,
     read_ontology,
 )
+from huizhen.storage.files import write_whole
 
 Record = dict[str, Any]
 

@@ -5,12 +5,12 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from huizhen.learning.files import write_whole
 from huizhen.protocol.errors import ConfigError, StorageError
 from huizhen.protocol.strict import read_toml
 from huizhen.simulations.cohort import cohort_lines
 from huizhen.simulations.experiment import Experiment, parse_experiment
 from huizhen.simulations.hpo import HPO_NOTICE
+from huizhen.storage.files import write_whole
 
 SEED = 2026
 COHORT = "cohort.jsonl"

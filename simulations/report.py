@@ -14,7 +14,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 from rich.text import Text
 
-from huizhen.learning.files import write_whole
 from huizhen.protocol.errors import ConfigError
 from huizhen.simulations.report_figures import figures_of, first_seed
 from huizhen.simulations.verdict import (
@@ -35,6 +34,7 @@ from huizhen.simulations.verdict import (
     value_of,
     verdict,
 )
+from huizhen.storage.files import write_whole
 
 PRIVACY = {
     "mechanism": "mechanism",

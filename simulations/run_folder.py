@@ -23,9 +23,9 @@ import rfc8785
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from huizhen.learning.files import write_whole
 from huizhen.protocol.adapter import Tensors, in_order
 from huizhen.protocol.errors import ConfigError, StorageError
+from huizhen.storage.files import write_whole
 from huizhen.strategies.base import StrategyState
 
 SCHEMA = 1

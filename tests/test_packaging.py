@@ -171,6 +171,8 @@ def test_the_constraints_pin_every_direct_dependency_within_its_range():
     extras = PYPROJECT["project"]["optional-dependencies"].values()
     wanted = [*PYPROJECT["project"]["dependencies"], *(line for extra in extras for line in extra)]
     for requirement in map(Requirement, wanted):
+        if requirement.name == "huizhen":  # an extra that takes in others
+            continue
         pin = pins.get(canonicalize_name(requirement.name))
         assert pin is not None, f"{requirement.name} is not pinned in constraints.txt"
         assert pin in requirement.specifier
