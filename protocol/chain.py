@@ -1,8 +1,9 @@
 """A study's rounds as a chain: each record names the one before, each announcement the last record.
 
-A site keeps a ``Chain`` per study and moves it forward with signed records. What is announced to it
-must follow the last record that it has accepted; so a coordinator that was restored from a backup, or
-that shows different sites different histories, is refused and told why. There are no files here.
+A site keeps a ``Chain`` per study and moves it forward with signed records. What is announced to
+it must follow the last record that it has accepted; so a coordinator that was restored from a
+backup, or that shows different sites different histories, is refused and told why. There are no
+files here.
 """
 
 import hashlib

@@ -1,9 +1,9 @@
 """Whom to believe: the alliance's membership as a value that only moves forward.
 
-Trust begins with what an invitation pins: the alliance's name and its board, compared by people over
-another channel. From there each membership document must be signed by the board of the version
-before (m of n), name that version's digest and carry the next number. A replayed, skipped, forked or
-rewritten membership is refused. There are no files and no clock here.
+Trust begins with what an invitation pins: the alliance's name and its board, compared by people
+over another channel. From there each membership document must be signed by the board of the version
+before (m of n), name that version's digest and carry the next number. A replayed, skipped, forked
+or rewritten membership is refused. There are no files and no clock here.
 
 The rules for keys follow The Update Framework's root role (https://theupdateframework.io, §5.3): a
 new board is signed by the old one and by itself.
