@@ -15,10 +15,10 @@ test test-slow: export FLWR_DISABLE_UPDATE_CHECK = 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-slow lint check fix wheel
+.PHONY: help setup demo demo-federation test test-slow lint check rpc fix wheel
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP)  ## make .venv and install the project and its tools into it
 
@@ -34,6 +34,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## run the demonstration on this machine
 	@$(BIN)/huizhen demo
 
+demo-federation: $(STAMP)  ## run a coordinator and three hospitals over TLS, and kill two of them
+	@rm -rf runs/demo-federation
+	@$(BIN)/huizhen demo --federation
+
 test: $(STAMP)  ## run the fast tests
 	@$(BIN)/python -m pytest -m "not slow"
 
@@ -47,6 +51,9 @@ lint: $(STAMP)  ## check format, style, types and imports between packages
 	@$(BIN)/lint-imports
 
 check: lint test  ## lint, then the fast tests: run this before every commit
+
+rpc: $(STAMP)  ## make the gRPC stubs again from protocol/rpc/alliance.proto
+	@$(BIN)/python -m grpc_tools.protoc -I .namespace --python_out=.namespace --pyi_out=.namespace --grpc_python_out=.namespace huizhen/protocol/rpc/alliance.proto
 
 fix: $(STAMP)  ## repair format and style where ruff can
 	@$(BIN)/ruff check --fix .

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from huizhen.cli.actions import add_action, add_ledger, ledger_path
 from huizhen.cli.ledger_changes import add_changes
+from huizhen.cli.site_commands import add_commands
 
 if TYPE_CHECKING:
     from huizhen.protocol.ledger_entries import Head
@@ -38,9 +39,12 @@ _WIDTH = 32  # of a bar
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Register the actions of ``site ledger``."""
     site = subparsers.add_parser(
-        "site", help="a hospital's own part: the privacy ledger", description="A hospital's part."
+        "site",
+        help="a hospital's own part: join, approve, run, stop, the ledger",
+        description="A hospital's part.",
     )
-    topics = site.add_subparsers(required=True, metavar="TOPIC")
+    topics = site.add_subparsers(required=True, metavar="ACTION")
+    add_commands(topics)
     ledger = topics.add_parser(
         "ledger",
         help="what was spent on the patients' privacy",

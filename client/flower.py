@@ -196,6 +196,11 @@ class Fleet:
             SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_SECONDS),
         )
 
+    def abort(self) -> None:
+        """Close the connection under whatever is being sent; for another thread."""
+        with contextlib.suppress(Exception):  # whatever it says, the sockets are shut
+            self._client.close()
+
     def leave(self) -> None:
         """Say that the node goes; what it has not answered is given up at once."""
         _call(self._client.DeactivateNode, DeactivateNodeRequest(node_id=self.node))

@@ -66,6 +66,21 @@ def read_rows(path: Path, *, encoding: str = "utf-8") -> Iterator[tuple[str, dic
         raise ConfigError(f"cannot read {str(path)!r}: {reason}") from error
 
 
+def read_lines(data: bytes, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the place and the fields of each entry of an export that is in memory.
+
+    Args:
+        data: JSON, one entry a line, in UTF-8.
+        name: what to call the export in places and errors.
+
+    Raises:
+        ConfigError: the bytes are not UTF-8.
+        GovernanceError: a line is not a record.
+    """
+    path = Path(name)
+    yield from _json_rows(_decode(io.BytesIO(data), path, "utf-8"), path)
+
+
 def to_record(fields: Mapping[str, Any], patient_field: str, place: str) -> Record:
     """Return the record of an entry.
 

@@ -13,22 +13,13 @@ from torch import nn
 from huizhen.client.examples import Examples
 from huizhen.client.model_checks import Memory
 from huizhen.client.private_steps import StepTerms, private_steps
+from huizhen.client.trainer import TrainingReport
 from huizhen.learning.batching import shuffled_batches
 from huizhen.learning.trainable import Model
 from huizhen.protocol.adapter import is_head
 from huizhen.protocol.errors import PrivacyError
 from huizhen.protocol.mechanism import Mechanism
 from huizhen.protocol.study import Study
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingReport:
-    """What the site itself may look at; nothing of it leaves."""
-
-    loss: float
-    # mean over the records seen; not a number when none was
-    steps: int
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,6 +144,15 @@ def verify(data: bytes, *, kind: str, keys: Iterable[PublicKey], threshold: int 
     return Document(kind, body, tuple(signers), data)
 
 
+def claimed(data: bytes) -> Mapping[str, Any]:
+    """Return what a document says, unverified: only to learn under whose key to verify it.
+
+    Raises:
+        WireError: the bytes are not the one encoding of a document.
+    """
+    return _parse(data)[1]
+
+
 def _signed(envelope: Envelope, keys: Collection[Ed25519PrivateKey]) -> bytes:
     for key in keys:
         envelope.sign(CryptoSigner(key, public_of(key)._key()))

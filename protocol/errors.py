@@ -57,3 +57,18 @@ class StorageError(HuizhenError):
     """A disk is full, read-only or damaged."""
 
     exit_code = 7
+
+
+class AuditError(HuizhenError):
+    """The log's chain is broken."""
+
+    exit_code = 8
+
+
+class ForkError(AuditError):
+    """A party has signed two histories of one log."""
+
+    def __init__(self, text: str, evidence: tuple[bytes, ...] = ()) -> None:
+        """Keep what proves it: the signed documents that cannot both be true."""
+        super().__init__(text)
+        self.evidence = evidence

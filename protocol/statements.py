@@ -9,7 +9,7 @@ Who may say what, and when it still counts, is in ``protocol/trust.py`` and ``pr
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -127,13 +127,22 @@ class Statement(_Part):
         """
         if document.kind != cls.kind:
             raise WireError(f"document is of kind {document.kind!r}, expected {cls.kind!r}")
+        return cls.of_body(document.body)
+
+    @classmethod
+    def of_body(cls, body: Mapping[str, Any]) -> Self:
+        """Return what a body says, whoever has signed it.
+
+        Raises:
+            WireError: it is not what this kind has.
+        """
         try:
-            made = cls.model_validate_json(rfc8785.dumps(dict(document.body)))
+            made = cls.model_validate_json(rfc8785.dumps(dict(body)))
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
             place = ".".join(str(part)[:40] for part in first["loc"])
             raise WireError(f"{cls.kind} has a wrong {place!r}: {first['msg'][:200]}") from error
-        if "schema" not in document.body:  # its default is for writers
+        if "schema" not in body:  # its default is for writers
             raise WireError(f"{cls.kind} has no 'schema', expected 1")
         return made
 
@@ -187,6 +196,10 @@ class StudyOffer(Statement):
     study: dict[str, Any]
     # resolved, as ``Study.resolved`` gives it
     digest: Digest
+    adapter: Digest
+    # of the bytes that the first round announces
+    state: Digest
+    # of the strategy's first state, as the coordinator keeps it
     issued: Time
     ends: Time
 
@@ -247,7 +260,7 @@ class Announcement(Statement):
     # of the bytes that come with it
     membership: Annotated[int, Field(ge=1, le=1 << 53)]
     sites: Annotated[tuple[SiteName, ...], Field(min_length=1, max_length=MAX_SITES)]
-    # all that are asked
+    # all that take part in the round, also those that have answered an earlier attempt
     issued: Time
     deadline: Time
 
@@ -367,6 +380,16 @@ class Enrolment(Statement):
     # PKCS #10, PEM, for the TLS certificate
     token: Digest
     # of the invitation's one-time token
+    issued: Time
+
+
+class Renewal(Statement):
+    """A site's wish for a new TLS certificate; signed by its identity key."""
+
+    kind: ClassVar[str] = "renewal"
+    site: SiteName
+    request: Annotated[str, Field(max_length=4000)]
+    # PKCS #10, PEM
     issued: Time
 
 

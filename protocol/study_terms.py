@@ -233,6 +233,10 @@ class RoundTerms:
     # of the learning rate over the rounds
     quorum: int | None = None
     # the fewest sites that make a round; all of them when absent
+    deadline_minutes: float = 60.0
+    # after which a round closes with the sites that have answered, if they make a quorum
+    max_update_norm: float = 1e4
+    # an update whose L2 norm, over all its tensors, is larger is not counted
 
     def __post_init__(self) -> None:
         for name in ("count", "local_epochs", "local_steps", "batch_size"):
@@ -242,6 +246,12 @@ class RoundTerms:
             rate = getattr(self, name)
             if rate is not None and not (math.isfinite(rate) and rate > 0):
                 raise ValueError(f"{name} is {rate}, expected more than 0")
+        if not 0.05 <= self.deadline_minutes <= 60 * 24 * 30:
+            raise ValueError(
+                f"deadline_minutes is {self.deadline_minutes}, expected 0.05 to 43200, 30 days"
+            )
+        if not (math.isfinite(self.max_update_norm) and self.max_update_norm > 0):
+            raise ValueError(f"max_update_norm is {self.max_update_norm}, expected more than 0")
         if self.quorum is not None and self.quorum < 1:
             raise ValueError(f"quorum is {self.quorum}, expected at least 1")
 

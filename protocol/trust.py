@@ -40,6 +40,23 @@ def keys_of(board: Board) -> list[PublicKey]:
     return [public_key(bytes.fromhex(key)) for key in board.keys]
 
 
+def check_change(held: Membership | None, made: Membership) -> None:
+    """Refuse a draft that nobody could follow once it is signed.
+
+    Args:
+        held: the newest membership; None before the first.
+        made: what the board is about to sign.
+
+    Raises:
+        TrustError: it contradicts itself, or changes what no membership may change.
+        WireError: it is larger than a membership may be.
+    """
+    Membership.of_body(made.model_dump(mode="json", by_alias=True))
+    _check_possible(made)
+    if held is not None:
+        _check_follows(held, made)
+
+
 @dataclass(frozen=True, slots=True)
 class Trust:
     """A membership that was accepted."""
@@ -98,13 +115,9 @@ class Trust:
             )
         if found.previous != self.digest:
             raise TrustError("fork", f"membership {found.version} follows another history")
-        if moment(found.issued) < moment(held.issued):
-            raise TrustError(
-                "fork", f"membership {found.version} is dated before the one it follows"
-            )
         if found.board != held.board:
             _read(data, found.board, now)  # a new board must prove that it holds its keys
-        _check_members(held.members, found.members)
+        _check_follows(held, found)
         return Trust(found, digest_of(data))
 
     @property
@@ -175,6 +188,12 @@ def _read(data: bytes, board: Board, now: datetime) -> Membership:
         raise TrustError("not_signed", str(error)) from error
     if moment(found.issued) > now + CLOCK_MARGIN:
         raise TrustError("from_the_future", f"membership is dated {found.issued}: check the clock")
+    _check_possible(found)
+    return found
+
+
+def _check_possible(found: Membership) -> None:
+    """Refuse a membership that contradicts itself."""
     if len(set(found.board.keys)) != len(found.board.keys):
         raise TrustError("malformed", "board names a key twice")
     if found.board.threshold > len(found.board.keys):
@@ -188,7 +207,6 @@ def _read(data: bytes, board: Board, now: datetime) -> Membership:
     for member in found.members:
         if (member.status == "revoked") != (member.until is not None):
             raise TrustError("malformed", f"member {member.site!r} is revoked without a time")
-    return found
 
 
 def _unique(members: Sequence[Member]) -> Iterable[tuple[str, list[str]]]:
@@ -198,6 +216,13 @@ def _unique(members: Sequence[Member]) -> Iterable[tuple[str, list[str]]]:
     yield "name", [member.site for member in members]
     yield "key", keys + former
     yield "node key", [member.node_key for member in members]
+
+
+def _check_follows(held: Membership, found: Membership) -> None:
+    """Refuse what no membership changes, whoever signs it."""
+    if moment(found.issued) < moment(held.issued):
+        raise TrustError("fork", f"membership {found.version} is dated before the one it follows")
+    _check_members(held.members, found.members)
 
 
 def _check_members(before: Sequence[Member], after: Sequence[Member]) -> None:

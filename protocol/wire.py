@@ -80,6 +80,22 @@ def max_bytes(shapes: Shapes) -> int:
     return 8 + MAX_HEADER_BYTES + 4 * values + 8 * names + _FRAMING_PER_TENSOR * (len(shapes) + 1)
 
 
+def declared_values(data: bytes) -> int:
+    """Return how many numbers a message says that it holds, from its header alone.
+
+    Raises:
+        WireError: the bytes do not begin as a message does.
+    """
+    length = int.from_bytes(data[4:8], "little")
+    if data[:4] != MAGIC or length > MAX_HEADER_BYTES or 8 + length > len(data):
+        raise WireError("bytes do not begin as a message does")
+    shapes = _header(data[8 : 8 + length])["tensors"].values()
+    try:
+        return sum(math.prod(int(size) for size in shape) for shape in shapes)
+    except (TypeError, ValueError) as error:
+        raise WireError("header has a shape that is none") from error
+
+
 def decode(data: bytes, *, shapes: Shapes) -> Message:
     """Return the message in ``data``.
 

@@ -7,6 +7,7 @@ on after a crash. Neither knows sockets, files or clocks: who calls ``close_roun
 deadlines.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 
 from huizhen.protocol.adapter import Shapes, Tensors
@@ -94,6 +95,7 @@ class Coordinator:
             round=state.round,
             sites=self.study.sites,
             seen=state.counted,
+            max_norm=self.study.rounds.max_update_norm,
         )
         if not isinstance(update, Message):
             return replace(state, refused=(*state.refused, update)[-MAX_REFUSED:]), Receipt(
@@ -120,7 +122,8 @@ class Coordinator:
                 f"round {state.round} has {len(state.counted)} of {len(self.study.sites)} updates, "
                 f"the quorum is {self.study.quorum}: missing {', '.join(missing)}"
             )
-        share = sum(share for site, share in self.shares.items() if site in state.counted)
+        # Rounded once, whatever the order in which the study lists its sites.
+        share = math.fsum(share for site, share in self.shares.items() if site in state.counted)
         combined = mean.finish(state.accumulator, share)
         return RoundState(
             round=state.round + 1, strategy=self.strategy.step(state.strategy, combined)

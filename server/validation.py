@@ -1,14 +1,23 @@
 """What an update must be before it is counted; everything else is refused with a code."""
 
+import math
 from collections.abc import Container
 from typing import Literal, TypeAlias
 
-from huizhen.protocol.adapter import Shapes
+import numpy as np
+
+from huizhen.protocol.adapter import Shapes, Tensors
 from huizhen.protocol.errors import WireError
 from huizhen.protocol.wire import Message, decode
 
 Refusal: TypeAlias = Literal[
-    "malformed", "wrong_kind", "wrong_study", "wrong_round", "unknown_site", "duplicate"
+    "malformed",
+    "wrong_kind",
+    "wrong_study",
+    "wrong_round",
+    "unknown_site",
+    "duplicate",
+    "norm_too_large",
 ]
 
 
@@ -20,6 +29,7 @@ def check_update(
     round: int,
     sites: Container[str],
     seen: Container[str],
+    max_norm: float,
 ) -> Message | Refusal:
     """Return the update in ``data``, or why it is not counted.
 
@@ -30,6 +40,7 @@ def check_update(
         round: the round that is open.
         sites: the study's sites.
         seen: the sites whose update of this round has been counted.
+        max_norm: the largest L2 norm that an update may have, over all its tensors.
     """
     try:
         message = decode(data, shapes=shapes)
@@ -45,4 +56,12 @@ def check_update(
         return "unknown_site"
     if message.site in seen:
         return "duplicate"
+    if update_norm(message.tensors) > max_norm:
+        return "norm_too_large"
     return message
+
+
+def update_norm(tensors: Tensors) -> float:
+    """Return the L2 norm over all tensors, summed in float64."""
+    squares = (np.vdot(one, one) for one in (t.astype(np.float64) for t in tensors.values()))
+    return math.sqrt(sum(float(square) for square in squares))

@@ -13,6 +13,7 @@ from typing import Any
 
 from huizhen.client.examples import Examples
 from huizhen.client.ledger import Ledger
+from huizhen.client.local_trainer import LocalTrainer
 from huizhen.client.site import Site
 from huizhen.learning.trainable import Model
 from huizhen.protocol.adapter import Tensors
@@ -118,16 +119,16 @@ def _join(
         ledger = None
         if work.study.is_private:
             ledger = ledgers.enter_context(open_ledger(folder, work, name))
-        sites[name] = Site(
+        trainer = LocalTrainer(
             name,
             work.study,
             examples,
             model,
             first,
             held_out=work.held_out.get(name),
-            ledger=ledger,
             memory_mib=terms.memory_mib,
         )
+        sites[name] = Site(name, work.study, trainer, ledger=ledger)
     return sites
 
 

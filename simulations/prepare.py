@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from huizhen.client.deidentify import deidentify
-from huizhen.client.examples import Examples, make_examples, make_held_out
+from huizhen.client.examples import Examples
 from huizhen.client.governance import SitePolicy, admit
 from huizhen.client.site import check_delta
+from huizhen.client.site_examples import site_examples
+from huizhen.client.training import units
 from huizhen.learning.bases import resolve
 from huizhen.learning.models import check_digests, make_model
 from huizhen.learning.tasks import UNSEEN, fields_read, name_of
 from huizhen.learning.template import nearest
 from huizhen.learning.trainable import Model
-from huizhen.protocol.errors import ConfigError, GovernanceError
+from huizhen.protocol.errors import ConfigError
 from huizhen.protocol.study import Study
 from huizhen.protocol.study_terms import BaseTerms, SiteTerms
 from huizhen.simulations.experiment import BinTerms, Experiment, SimulationTerms
@@ -100,32 +101,24 @@ def prepare(
     asked = experiment.study.base  # the study has its plain name, which need not be its place
     model = make_model(study, None if asked is None else resolve(asked.name, home=home))
     encoder = model.encoder()
-    allowed = fields_read(study.task)
-    _check_fields(sites, allowed)
-    train, test, dropped = {}, {}, set[str]()
+    _check_fields(sites, fields_read(study.task))
+    found = {}
     for name, site in sites.items():
         count = len(site.train) + len(site.test)
         say(f"reading {count} records of site {name}")
-        clean = deidentify(admitted[name], allowed)
-        dropped |= set(clean.fields_dropped)
-        train[name] = make_examples(clean, encoder, model)
-        test[name] = make_held_out(clean, encoder, model)
-    known = {name: examples.with_known_labels() for name, examples in train.items()}
-    for name, examples in known.items():
-        if examples.num_patients < minimum:
-            raise GovernanceError(
-                f"site {name!r} has {examples.num_patients} training patients with a class of "
-                f"[task] labels, at least {minimum} are needed: list more classes or leave it out"
-            )
-        check_delta(name, study, examples)
+        found[name] = site_examples(admitted[name], encoder, model)
+        check_delta(name, study, len(units(found[name].train, study)))
+    test = {name: examples.held_out for name, examples in found.items()}
+    read = {name: examples.read for name, examples in found.items()}
+    dropped = {field for examples in found.values() for field in examples.fields_dropped}
     return Prepared(
         experiment=experiment,
         study=study,
         model=model,
         records=sites,
-        train=known,
+        train={name: examples.train for name, examples in found.items()},
         test=test,
-        notes=(*_notes(experiment.simulation, sites, study, train, test), *_dropped(dropped)),
+        notes=(*_notes(experiment.simulation, sites, study, read, test), *_dropped(dropped)),
     )
 
 

@@ -27,6 +27,7 @@ from huizhen.protocol.adapter import Tensors, in_order
 from huizhen.protocol.errors import ConfigError, StorageError
 from huizhen.storage.files import write_whole
 from huizhen.strategies.base import StrategyState
+from huizhen.strategies.stored import state_of, tensors_of
 
 SCHEMA = 1
 _SHOWN = 3  # differences that an error names
@@ -107,12 +108,11 @@ class RunFolder:
 
     def save(self, unit: str, checkpoint: Checkpoint) -> None:
         """Store the state of a unit of work after a closed round."""
-        tensors = {f"x/{name}": array for name, array in in_order(checkpoint.strategy.x).items()}
-        for moment, values in checkpoint.strategy.moments.items():
-            tensors |= {f"m/{moment}/{name}": array for name, array in in_order(values).items()}
         notes = {"round": checkpoint.round, "history": checkpoint.history, "schema": SCHEMA}
         metadata = {"notes": json.dumps(notes, allow_nan=False)}
-        self.write(f"state/{unit}.safetensors", save(tensors, metadata=metadata))
+        self.write(
+            f"state/{unit}.safetensors", save(tensors_of(checkpoint.strategy), metadata=metadata)
+        )
 
     def restore(self, unit: str) -> Checkpoint | None:
         """Return the state of a unit of work, or None if no round of it is closed.
@@ -133,13 +133,7 @@ class RunFolder:
                 f"{str(path)!r} is damaged: remove it and ledgers/{unit}, if there is one, to do "
                 "its part again"
             ) from error
-        x = {name[2:]: array for name, array in tensors.items() if name.startswith("x/")}
-        moments: dict[str, dict[str, Any]] = {}
-        for name, array in tensors.items():
-            if name.startswith("m/"):
-                _, moment, rest = name.split("/", 2)
-                moments.setdefault(moment, {})[rest] = array
-        return Checkpoint(round, StrategyState(x, moments), history)
+        return Checkpoint(round, state_of(tensors), history)
 
     def _claim(self, identity: dict[str, Any], resume: bool) -> None:
         path = self.path / "run.json"

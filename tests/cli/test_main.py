@@ -42,7 +42,9 @@ def test_a_wrong_command_line_shows_the_usage(arguments, capsys):
     assert "usage: huizhen" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("group", [[], ["simulate"], ["demo"], ["models"], ["site"], ["privacy"]])
+@pytest.mark.parametrize(
+    "group", [[], ["simulate"], ["demo"], ["models"], ["site"], ["privacy"], ["audit"]]
+)
 def test_every_command_explains_itself(group, capsys):
     with pytest.raises(SystemExit) as caught:
         main([*group, "--help"])

@@ -64,7 +64,7 @@ def killed_at(point, prepare, files):
 """
 
 CHARGE = """
-FILES = ("client/ledger.py", "client/ledger_file.py", "protocol/ledger.py")
+FILES = ("client/ledger.py", "storage/append_only.py", "protocol/ledger.py")
 with Ledger.create(path, site="A", cohort="rare", cap=CAP) as ledger:
     ledger.reserve(S, SPEND, 1000)
     ledger.charge(S, 1)  # prices once, the children inherit it
@@ -100,7 +100,7 @@ while not is_finished:
     def prepare():
         return lambda: Ledger.create(place, site="A", cohort="rare", cap=CAP)
 
-    _, is_finished = killed_at(point, prepare, ("client/ledger_file.py",))
+    _, is_finished = killed_at(point, prepare, ("storage/append_only.py",))
     outcomes.append(place.exists())
     if not place.exists():
         Ledger.create(place, site="A", cohort="rare", cap=CAP).shut()

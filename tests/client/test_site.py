@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from huizhen.client.ledger import Ledger
+from huizhen.client.local_trainer import LocalTrainer
 from huizhen.client.metrics_release import release_metrics
 from huizhen.client.outbox import Outbox
-from huizhen.client.site import DEFAULT_MEMORY_MIB, Site
+from huizhen.client.site import Site
+from huizhen.client.trainer import DEFAULT_MEMORY_MIB
 from huizhen.client.training import train_round
 from huizhen.protocol.accounting import Spend, epsilon
 from huizhen.protocol.errors import (
@@ -61,7 +63,8 @@ def make(tiny_classifier, make_site, rows, new_ledger):
         model, examples = tiny_classifier, make_site(tiny_classifier, own)
         if ledger is None and study.is_private:
             ledger = new_ledger()
-        return Site(name, study, examples, model, model.first_tensors(0), ledger=ledger)
+        trainer = LocalTrainer(name, study, examples, model, model.first_tensors(0))
+        return Site(name, study, trainer, ledger=ledger)
 
     return make
 
@@ -140,11 +143,11 @@ def test_two_sites_on_one_ledger_send_one_update(
     sent = []
 
     def overtaken(*args, **kwargs):
-        monkeypatch.setattr("huizhen.client.site.train_round", train_round)
+        monkeypatch.setattr("huizhen.client.local_trainer.train_round", train_round)
         sent.append(sites[1].answer(asked, 1)[0])
         return train_round(*args, **kwargs)
 
-    monkeypatch.setattr("huizhen.client.site.train_round", overtaken)
+    monkeypatch.setattr("huizhen.client.local_trainer.train_round", overtaken)
     with pytest.raises(PrivacyError, match="nothing more leaves for it"):
         sites[0].answer(asked, 1)
     assert sites[0].answer(asked, 1) == (sent[0], None)
@@ -269,7 +272,7 @@ def test_a_private_round_is_protected_as_the_study_asks(
         given.append(kwargs["protection"])
         return train_round(*args, **kwargs)
 
-    monkeypatch.setattr("huizhen.client.site.train_round", noted)
+    monkeypatch.setattr("huizhen.client.local_trainer.train_round", noted)
     make(study).answer(announcement(tiny_classifier, study), 1)
     private = with_terms(study, privacy={"unit": "patient"})
     make(private).answer(announcement(tiny_classifier, private), 1)
@@ -283,10 +286,14 @@ def test_a_private_site_without_memory_for_its_longest_record_is_refused(
 ):
     model, study, ledger = minilm_classifier, minilm_classifier.study, new_ledger()
     examples, first = make_site(model, rows), model.first_tensors(0)
+
+    def trainer(memory_mib):
+        return LocalTrainer("A", study, examples, model, first, memory_mib=memory_mib)
+
     with pytest.raises(ConfigError, match=r"needs about \d+ MiB to train, memory_mib is 1"):
-        Site("A", study, examples, model, first, ledger=ledger, memory_mib=1)
+        Site("A", study, trainer(memory_mib=1), ledger=ledger)
     assert ledger.head().sequence == 1  # nothing was reserved
-    Site("A", study, examples, model, first, ledger=ledger, memory_mib=4)
+    Site("A", study, trainer(memory_mib=4), ledger=ledger)
 
 
 def test_a_model_that_couples_records_is_refused_where_it_matters_and_before_it_is_paid(
@@ -311,8 +318,10 @@ def test_a_private_site_without_a_ledger_is_refused(
 ):
     model = tiny_classifier
     private = with_terms(study, privacy={"unit": "patient"})
+    examples = make_site(model, rows)
+    trainer = LocalTrainer("A", private, examples, model, model.first_tensors(0))
     with pytest.raises(PrivacyError, match="joins a private study without its ledger"):
-        Site("A", private, make_site(model, rows), model, model.first_tensors(0))
+        Site("A", private, trainer)
 
 
 def test_a_study_that_the_cap_does_not_cover_is_refused(study, make, new_ledger, with_terms):
@@ -331,7 +340,7 @@ def test_each_round_is_charged_before_its_first_gradient(
         seen.append(ledger.totals().epsilon_charged)
         return train_round(*args, **kwargs)
 
-    monkeypatch.setattr("huizhen.client.site.train_round", noted)
+    monkeypatch.setattr("huizhen.client.local_trainer.train_round", noted)
     assert ledger.totals().epsilon_charged == 0
     for round in (1, 2):
         site.answer(announcement(tiny_classifier, private, round), round)
@@ -362,7 +371,8 @@ def join(tiny_classifier, make_parts, rows, rich_ledger):
         model = tiny_classifier
         examples, held = make_parts(model, rows, held_out)
         first = model.first_tensors(0)
-        return Site("A", study, examples, model, first, held_out=held, ledger=rich_ledger)
+        trainer = LocalTrainer("A", study, examples, model, first, held_out=held)
+        return Site("A", study, trainer, ledger=rich_ledger)
 
     return join
 
@@ -376,7 +386,7 @@ def test_metrics_leave_once_after_the_last_round_and_are_charged_before_the_nois
         seen.append(rich_ledger.totals().metrics_epsilon)
         return release_metrics(*args, **kwargs)
 
-    monkeypatch.setattr("huizhen.client.site.release_metrics", noted)
+    monkeypatch.setattr("huizhen.client.local_trainer.release_metrics", noted)
     final = announcement(tiny_classifier, measuring, 3)
     site.answer(announcement(tiny_classifier, measuring, 1), 1)
     with pytest.raises(PrivacyError, match="has not answered the last round"):
@@ -416,7 +426,7 @@ def test_metrics_whose_noise_was_lost_are_not_drawn_again(
         raise KeyboardInterrupt
 
     final = announcement(tiny_classifier, measuring, 3)
-    monkeypatch.setattr("huizhen.client.site.release_metrics", fail)
+    monkeypatch.setattr("huizhen.client.local_trainer.release_metrics", fail)
     with pytest.raises(KeyboardInterrupt):
         site.release_metrics(final)
     monkeypatch.undo()
@@ -492,7 +502,7 @@ def test_no_text_of_a_record_leaves_or_is_logged(
     study = with_terms(study, privacy={"unit": unit})
     own = [(f"{p} {CANARIES[0]}", f"{t} {' '.join(CANARIES)}", d) for p, t, d in rows]
     site = make(study, own=own)
-    said = [repr(site.examples), str(site.examples)]
+    said = [repr(site.trainer.examples), str(site.trainer.ready())]
     for round in (1, 2):
         envelope, report = site.answer(announcement(tiny_classifier, study, round), round)
         said += [repr(report), repr(envelope)]

@@ -6,9 +6,11 @@ import signal
 
 import pytest
 
-from huizhen.client import private_steps
+from huizhen.client import local_trainer, private_steps
 from huizhen.client import site as site_module
+from huizhen.client import trainer as trainer_module
 from huizhen.client.ledger import Ledger
+from huizhen.client.local_trainer import LocalTrainer
 from huizhen.client.outbox import Outbox
 from huizhen.client.site import Site
 from huizhen.protocol.ledger_entries import Cap
@@ -61,7 +63,8 @@ def take_round(tiny_classifier, study, examples, path):
         tensors = {name: x[name] for name in names}
         terms = {"kind": "adapter", "study": study.digest(), "round": round, "site": ""}
         with Ledger.open(path) as ledger:
-            site = Site("A", study, examples, model, first, ledger=ledger)
+            trainer = LocalTrainer("A", study, examples, model, first)
+            site = Site("A", study, trainer, ledger=ledger)
             envelope, _ = site.answer(encode(Message(**terms, tensors=tensors)), round)
             note(f"update {hashlib.sha256(envelope.data).hexdigest()}")
 
@@ -96,7 +99,8 @@ def _arm(point, log, round, monkeypatch):
     when, call = point.split(maxsplit=1)
     owners = {
         "reserve": Ledger, "charge": Ledger, "answer": Ledger, "private_gradient": private_steps,
-        "keep": Outbox,
+        "keep": Outbox, "decode": trainer_module, "train_round": local_trainer,
+        "difference": local_trainer,
     }  # fmt: skip
     for name in CALLS:
         owner = owners.get(name, site_module)

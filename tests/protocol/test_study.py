@@ -16,7 +16,7 @@ from huizhen.protocol.errors import ConfigError
 from huizhen.protocol.study import FORMAT, SECTIONS, Study, parse_study
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-DIGEST = "bf7fff2d9a155adcfd731b0da0a5ab6bbe02542841c6e59230531b213c3ac466"
+DIGEST = "c0c563c0b068a26aeb40babf5f5f946bd61e847c846dd99e69bb0db76eeaa727"
 
 MINIMAL = """
 [study]
@@ -85,6 +85,8 @@ FULL: dict[str, dict[str, Any]] = {
         "max_norm": 0.9,
         "schedule": "cosine",
         "quorum": 1,
+        "deadline_minutes": 45.0,
+        "max_update_norm": 77.0,
     },
     "sites": {"north": {"patients_public": 700}, "south": {"patients_public": 130}},
 }

@@ -135,7 +135,7 @@ def attacks(coordinator):
         "noise": (b"\x80\x04\x95 pickle", "malformed"),
         "a truncation": (good[:-1], "malformed"),
         "a NaN": (bytes(nan), "malformed"),
-        "a value over the limit": (update(coordinator, "east", [2.0**21, 0]), "malformed"),
+        "a value over the limit": (update(coordinator, "east", [2.0**21, 0]), "norm_too_large"),
         "a frozen A": (update(coordinator, "east", [1, 1], tensors=with_a), "malformed"),
         "the announcement": (
             coordinator.announcement(coordinator.first(first_adapter())),

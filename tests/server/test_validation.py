@@ -15,11 +15,17 @@ GOOD = {"kind": "update", "study": "ab", "round": 3, "site": "north"}
 SHAPES = {"x.lora_B": (2,)}
 
 
-def checked(*, shapes=SHAPES, seen=(), **changes):
+def checked(*, shapes=SHAPES, seen=(), max_norm=2.0, **changes):
     tensors = {"x.lora_B": f32([0.25, -1])}
     data = encode(Message(**{**GOOD, "tensors": tensors, **changes}))
     return check_update(
-        data, shapes=shapes, study="ab", round=3, sites={"north", "south"}, seen=seen
+        data,
+        shapes=shapes,
+        study="ab",
+        round=3,
+        sites={"north", "south"},
+        seen=seen,
+        max_norm=max_norm,
     )
 
 
@@ -42,6 +48,7 @@ def test_a_good_update_comes_back_as_it_was_sent():
         ({"seen": {"north"}}, "duplicate"),
         ({"shapes": {"x.lora_B": (3,)}}, "malformed"),
         ({"shapes": {}}, "malformed"),
+        ({"max_norm": 1.03}, "norm_too_large"),  # it is the root of 1.0625, 1.0308
     ],
 )
 def test_each_fault_has_its_code(changes, code):

@@ -1,0 +1,353 @@
+"""How a site answers one message: verify, decide, train, sign; each step is logged before the next.
+
+    document ─► trust ─► chain ─► decide ─► worker ─► outbox ─► signed Update
+                   └──────┴─────────┴──────────┴───► signed Refusal with a code
+
+What cannot be verified gets no answer at all: whoever sent it is not the coordinator.
+"""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from huizhen.client.alliance import AllianceError
+from huizhen.client.approvals import read_approval
+from huizhen.client.decision import decide
+from huizhen.client.home import Home
+from huizhen.client.ledger import Ledger
+from huizhen.client.policy import Policy
+from huizhen.client.sandbox import Walls
+from huizhen.client.situation import LedgerView, Offered, Refused, SignedApproval, Situation
+from huizhen.client.standing import Standing
+from huizhen.client.trainer import TrainerError
+from huizhen.client.training_site import TrainingSite, open_ledger
+from huizhen.protocol.chain import ChainError
+from huizhen.protocol.documents import claimed, public_of
+from huizhen.protocol.errors import (
+    BudgetExhaustedError,
+    ConfigError,
+    GovernanceError,
+    HuizhenError,
+    PrivacyError,
+    ProtocolError,
+    ReleaseLostError,
+    StorageError,
+)
+from huizhen.protocol.statements import (
+    Announcement,
+    Head,
+    Refusal,
+    StudyOffer,
+    Update,
+    digest_of,
+    moment,
+)
+from huizhen.protocol.wire import declared_values
+from huizhen.storage.audit import AuditLog
+
+MAX_DOCUMENT_BYTES = 1 << 20
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What leaves."""
+
+    document: bytes
+    payload: bytes = b""
+
+
+class _RefusalError(HuizhenError):
+    """This site does not answer; ``code`` may leave, the text may not."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Answering:
+    """Answers the coordinator's messages, one at a time."""
+
+    def __init__(
+        self,
+        home: Home,
+        audit: AuditLog,
+        identity: Ed25519PrivateKey,
+        standing: Standing,
+        *,
+        walls: Walls,
+        clock: Callable[[], datetime],
+    ) -> None:
+        """Prepare; no worker is started."""
+        self._home, self._audit, self._identity = home, audit, identity
+        self._standing, self._walls, self._clock = standing, walls, clock
+        self._site: TrainingSite | None = None
+        self._warm_for: tuple[str, str, str] | None = None
+        # study, policy and cohort of the site that is kept
+        self._is_stopped = threading.Event()
+        self._begun = [
+            (moment(one.time), str(one.facts["study"]), int(one.facts["round"]))
+            for one in audit.entries()
+            if one.event == "training_started"
+        ]
+
+    def answer(self, document: bytes, payload: bytes) -> Answer | None:
+        """Return the answer to a message; None where it deserves none.
+
+        Raises:
+            StorageError: the log or the ledger cannot be written: nothing may leave.
+        """
+        try:
+            asked = self._verify(document, payload)
+        except _RefusalError as refusal:
+            logger.warning("not answered: code=%s %s", refusal.code, refusal)
+            return None
+        except ChainError as error:
+            logger.warning("refused: code=%s %s", error.code, error)
+            return self._refuse_unverified(document, error.code)
+        try:
+            data = self._train(asked, document, payload)
+            return self._update(asked, document, data)
+        except _RefusalError as refusal:
+            logger.warning("refused: code=%s %s", refusal.code, refusal)
+            return self._refuse(asked, document, refusal.code)
+
+    def stop(self) -> None:
+        """End what trains, from any thread; nothing is answered any more."""
+        self._is_stopped.set()
+        if (site := self._site) is not None:
+            site.worker.stop()
+
+    def close(self) -> None:
+        """End the worker."""
+        if self._site is not None:
+            self._site.close()
+            self._site = None
+
+    def _verify(self, document: bytes, payload: bytes) -> Announcement:
+        """Return an announcement that is the coordinator's and follows what was accepted.
+
+        Raises:
+            _RefusalError: it is not the coordinator's.
+            ChainError: it does not follow.
+        """
+        if len(document) > MAX_DOCUMENT_BYTES:
+            raise _RefusalError("malformed", f"document has {len(document)} bytes")
+        standing = self._standing
+        try:
+            body = claimed(document)
+            study, version = str(body.get("study")), body.get("membership")
+            if isinstance(version, int) and version > standing.trust.membership.version:
+                standing.follow(version)
+            asked = Announcement.read(document, standing.trust.coordinator)
+            try:
+                chain = standing.chain(study)
+            except GovernanceError:
+                standing.offers()
+                chain = standing.chain(study)
+            if chain.round + 1 < asked.round or chain.parent != asked.parent:
+                with contextlib.suppress(AllianceError, ChainError):
+                    chain = standing.catch_up(study)
+        except AllianceError as error:
+            raise _RefusalError("alliance_unreachable", str(error)) from error
+        except ChainError:
+            raise
+        except (ProtocolError, GovernanceError) as error:
+            self._audit.append(
+                "announcement_refused",
+                study=None,
+                round=None,
+                attempt=None,
+                announcement=digest_of(document),
+                code="not_verified",
+            )
+            raise _RefusalError("not_verified", str(error)) from error
+        after, asked = chain.check(
+            document,
+            payload,
+            standing.trust.coordinator,
+            site=standing.site,
+            now=self._clock(),
+        )
+        standing.keep_chain(after)  # before it is answered: an older attempt is refused from now on
+        return asked
+
+    def _train(self, asked: Announcement, document: bytes, payload: bytes) -> bytes:
+        """Return the bytes that answer, paid for and in the log.
+
+        Raises:
+            _RefusalError: policy, approval, ledger or worker say no.
+            StorageError: the log or the ledger cannot be written.
+        """
+        site = self._decided(asked, payload)
+        name = {"study": asked.study, "round": asked.round, "attempt": asked.attempt}
+        self._audit.append("announcement_accepted", **name, announcement=digest_of(document))
+        self._audit.append("training_started", **name)
+        self._begun.append((self._clock(), asked.study, asked.round))
+        try:
+            data = site.answer(payload, asked.round)
+        except StorageError:
+            raise
+        except HuizhenError as error:
+            code = _code_of(error)
+            self._audit.append("training_ended", **name, code=code)
+            raise _RefusalError(code, str(error)) from error
+        self._audit.append("training_ended", **name, code=None)
+        if site.ledger is not None:
+            self._audit.append(
+                "ledger_charged", study=asked.study, round=asked.round, ledger=_head(site.ledger)
+            )
+        return data
+
+    def _decided(self, asked: Announcement, payload: bytes) -> TrainingSite:
+        """Return what trains the study, if policy, approval and ledger allow this round.
+
+        Raises:
+            _RefusalError: they do not.
+        """
+        home, policy = self._home, self._home.policy()
+        try:
+            offer = home.study(asked.study).offer(self._standing.trust)
+            offered, approval = Offered.of(offer), self._approval(policy, asked.study)
+            site = self._warm(policy, offer, approval)
+            situation = Situation(
+                now=self._clock(),
+                is_stopped=policy.is_stopped(home.folder) or self._is_stopped.is_set(),
+                is_paused=home.paused.exists(),
+                walls=self._walls.level,
+                rounds_today=self._rounds_today(policy, asked),
+                parameters=declared_values(payload),
+            )
+            view = None if site is None else self._view(site.ledger, offered)
+            decision = decide(policy, offered, approval, view, asked, situation)
+        except AllianceError as error:
+            raise _RefusalError("alliance_unreachable", str(error)) from error
+        except StorageError:
+            raise
+        except HuizhenError as error:
+            raise _RefusalError(_code_of(error), str(error)) from error
+        if isinstance(decision, Refused):
+            raise _RefusalError(decision.code, decision.line)
+        if site is None:
+            raise _RefusalError("cohort_unknown", "the approval's cohort is not in policy.toml")
+        return site
+
+    def _update(self, asked: Announcement, document: bytes, data: bytes) -> Answer:
+        ledger = None if self._site is None or self._site.ledger is None else self._site.ledger
+        update = Update(
+            alliance=asked.alliance,
+            study=asked.study,
+            round=asked.round,
+            attempt=asked.attempt,
+            site=self._standing.site,
+            announcement=digest_of(document),
+            payload=digest_of(data),
+            ledger=None if ledger is None else _head(ledger),
+        )
+        is_metrics = self._site is not None and asked.round > self._site.study.rounds.count
+        self._audit.append(
+            "metrics_sent" if is_metrics else "update_sent",
+            study=asked.study,
+            round=asked.round,
+            attempt=asked.attempt,
+            payload=update.payload,
+            bytes=len(data),
+        )
+        return Answer(update.signed(self._identity), data)
+
+    def _refuse(self, asked: Announcement, document: bytes, code: str) -> Answer:
+        self._audit.append(
+            "announcement_refused",
+            study=asked.study,
+            round=asked.round,
+            attempt=asked.attempt,
+            announcement=digest_of(document),
+            code=code,
+        )
+        refusal = Refusal(
+            alliance=asked.alliance,
+            study=asked.study,
+            round=asked.round,
+            attempt=asked.attempt,
+            site=self._standing.site,
+            announcement=digest_of(document),
+            code=code,
+        )
+        return Answer(refusal.signed(self._identity))
+
+    def _refuse_unverified(self, document: bytes, code: str) -> Answer | None:
+        """Say why an announcement of the coordinator's does not follow here."""
+        try:
+            asked = Announcement.read(document, self._standing.trust.coordinator)
+        except ProtocolError:
+            return None
+        return self._refuse(asked, document, code)
+
+    def _approval(self, policy: Policy, study: str) -> SignedApproval | None:
+        data = self._home.study(study).approval()
+        return None if data is None else read_approval(data, policy, public_of(self._identity))
+
+    def _warm(
+        self, policy: Policy, offer: StudyOffer, approval: SignedApproval | None
+    ) -> TrainingSite | None:
+        """Return the study's site, kept from the last round where it can be."""
+        if approval is None or approval.approval.cohort not in policy.cohorts:
+            return None
+        cohort, key = approval.approval.cohort, (offer.digest, policy.digest())
+        if self._site is not None and self._warm_for == (*key, cohort):
+            return self._site
+        self.close()
+        ledger = None
+        place = policy.ledger_file(self._home.folder, cohort)
+        if offer.agreed().is_private and place.exists():  # without one, the decision says so
+            seen = self._standing.witnessed_ledger(offer.digest)
+            ledger = open_ledger(self._home, policy, cohort, seen, self._clock)
+        self._site = TrainingSite(
+            self._home, policy, offer, cohort, ledger=ledger, walls=self._walls
+        )
+        self._warm_for = (*key, cohort)
+        return self._site
+
+    def _view(self, ledger: Ledger | None, offered: Offered) -> LedgerView | None:
+        if ledger is None or offered.mechanism is None:
+            return None
+        totals = ledger.totals()
+        is_closed = any(one.study == offered.digest and one.is_closed for one in totals.studies)
+        would_exceed = not is_closed and ledger.would_exceed(
+            offered.digest, offered.mechanism.per_round, offered.study.rounds.count
+        )
+        return LedgerView.of(totals, offered.digest, would_exceed=would_exceed)
+
+    def _rounds_today(self, policy: Policy, asked: Announcement) -> int:
+        """Return how many rounds began today, this one apart."""
+        begin = policy.schedule.day_begins(self._clock())
+        today = {(study, round) for time, study, round in self._begun if time >= begin}
+        return len(today - {(asked.study, asked.round)})
+
+
+_CODES: dict[type[HuizhenError], str] = {
+    BudgetExhaustedError: "ledger_would_pass",
+    ReleaseLostError: "release_lost",
+    PrivacyError: "privacy",
+    ConfigError: "site_misconfigured",
+    ProtocolError: "not_verified",
+    GovernanceError: "not_verified",
+}
+
+
+def _code_of(error: HuizhenError) -> str:
+    """Return the code that may leave in place of an error's text."""
+    if isinstance(error, TrainerError):
+        return error.code.value
+    return next((code for kind, code in _CODES.items() if isinstance(error, kind)), "failed")
+
+
+def _head(ledger: Ledger) -> Head:
+    found = ledger.head()
+    return Head(size=found.sequence, root=found.digest)

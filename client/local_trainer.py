@@ -1,0 +1,128 @@
+"""Training in this very process: for simulations, and inside the worker of a hospital."""
+
+from huizhen.client.examples import Examples
+from huizhen.client.metrics_release import check_held_out, held_out_outcomes, release_metrics
+from huizhen.client.model_checks import check_model
+from huizhen.client.trainer import (
+    DEFAULT_MEMORY_MIB,
+    TrainerFacts,
+    TrainingReport,
+    read_announcement,
+)
+from huizhen.client.training import Protection, train_round, units
+from huizhen.learning.trainable import Model
+from huizhen.protocol.adapter import Tensors, difference
+from huizhen.protocol.errors import PrivacyError
+from huizhen.protocol.mechanism import Mechanism
+from huizhen.protocol.study import Study
+from huizhen.protocol.wire import Message
+from huizhen.strategies.base import Strategy
+from huizhen.strategies.catalogue import make_strategy
+
+
+class LocalTrainer:
+    """One site's examples and a model, which may be shared: each round loads what it needs."""
+
+    def __init__(
+        self,
+        name: str,
+        study: Study,
+        examples: Examples,
+        model: Model,
+        first: Tensors,
+        *,
+        held_out: Examples | None = None,
+        memory_mib: int = DEFAULT_MEMORY_MIB,
+    ) -> None:
+        """Check that the study can be trained on these records.
+
+        Args:
+            name: the site's name in the study.
+            study: what was agreed.
+            examples: the site's records.
+            model: may be shared with other sites.
+            first: the study's first adapter.
+            held_out: records that are not trained on, for the metrics that the study lets out.
+            memory_mib: bound on what a private step holds at a time, in MiB.
+
+        Raises:
+            PrivacyError: the model cannot be trained privately, or a patient is both trained on and
+                held out while metrics leave.
+            ConfigError: the longest record alone does not fit in the memory, or no amount of noise
+                suffices.
+        """
+        self.name, self.study, self.examples, self.model = name, study, examples, model
+        self._strategy: Strategy = make_strategy(study)
+        self._adapter: Tensors = self._strategy.init(first).x
+        self._held_out: Examples | None = None
+        self._protection: Protection | None = None
+        if study.is_private:
+            if held_out is not None and study.privacy.metrics_epsilon is not None:
+                check_held_out(held_out.patients, examples.patients)
+                self._held_out = held_out
+            model.load(self._adapter)
+            memory = check_model(model, examples, memory_mib)
+            self._protection = Protection(Mechanism.of(study).noise_multiplier, memory)
+        self._facts = TrainerFacts(
+            site=name,
+            study=study.digest(),
+            shapes=model.shapes,
+            num_units=len(units(examples, study)),
+            has_held_out=self._held_out is not None,
+        )
+
+    def ready(self) -> TrainerFacts:
+        """Return the facts."""
+        return self._facts
+
+    def train(self, announcement: bytes, round: int) -> tuple[Tensors, TrainingReport]:
+        """Return the update Δ of a round and a report for the site's own eyes.
+
+        Raises:
+            ProtocolError: the announcement is of another study or round, or not what it must be.
+        """
+        message = self._load(announcement, round)
+        names = self._strategy.trains(self.model.shapes, round)
+        report = train_round(
+            self.model,
+            self.examples,
+            self.study,
+            site=self.name,
+            round=round,
+            names=names,
+            protection=self._protection,
+        )
+        return difference(self.model.read(names), message.tensors), report
+
+    def metrics(self, announcement: bytes) -> bytes:
+        """Return noised metrics of the final adapter, drawn anew by each call.
+
+        Raises:
+            ProtocolError: as ``train``.
+            PrivacyError: there is nothing to measure on, or no metrics may leave.
+        """
+        if self._held_out is None:
+            raise PrivacyError(
+                f"site {self.name!r} has no held-out patients in a private study: it has no "
+                "metrics to let out"
+            )
+        self._load(announcement, self.study.rounds.count + 1)
+        return release_metrics(
+            self.study,
+            site=self.name,
+            round=self.study.rounds.count,
+            outcomes=held_out_outcomes(self.model, self._held_out),
+            training_patients=set(self.examples.patients),
+        ).canonical()
+
+    def _load(self, announcement: bytes, round: int) -> Message:
+        """Put an announced adapter into the model."""
+        message = read_announcement(
+            announcement,
+            round,
+            study=self.study,
+            strategy=self._strategy,
+            shapes=self.model.shapes,
+        )
+        self.model.load({**self._adapter, **message.tensors})
+        return message

@@ -1,0 +1,343 @@
+"""A site's standing with the alliance: membership, offers, records, receipts, and being heard of.
+
+Whatever the coordinator hands over is verified before it is kept, and each acceptance or refusal is
+in the log before it has an effect.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from huizhen.client.alliance import Alliance, Offered, open_alliance
+from huizhen.client.home import Home, StudyFolder
+from huizhen.protocol.audit_checkpoints import COORDINATOR, claimed_checkpoint, same_statement
+from huizhen.protocol.chain import Chain, ChainError
+from huizhen.protocol.documents import public_of
+from huizhen.protocol.errors import ConfigError, ForkError, ProtocolError
+from huizhen.protocol.statements import (
+    Head,
+    Receipt,
+    StudyOffer,
+    Update,
+    Withdrawal,
+    digest_of,
+    stamp,
+)
+from huizhen.protocol.trust import Trust, TrustError
+from huizhen.storage.audit import AuditLog
+from huizhen.storage.keys import load_key
+from huizhen.storage.witness import WitnessBook
+
+
+@contextlib.contextmanager
+def open_standing(home: Home, clock: Callable[[], datetime]) -> Iterator["Standing"]:
+    """Give the standing of a site whose agent may be running beside.
+
+    Raises:
+        ConfigError: the site has not joined.
+    """
+    with AuditLog.open(home.audit, clock=clock) as audit, open_book(home) as book:
+        yield Standing(home, audit, load_key(home.key("identity")), book, clock=clock)
+
+
+def open_book(home: Home) -> WitnessBook:
+    """Open the book of what this site has seen of others' logs, made if it is not there.
+
+    Raises:
+        StorageError: it cannot be written or read.
+    """
+    path = home.folder / "witnessed.sqlite"
+    if not path.exists():
+        with contextlib.suppress(ConfigError):  # another process has just made it
+            WitnessBook.create(path).shut()
+    return WitnessBook(path)
+
+
+class Standing:
+    """What this site believes, moved forward by what the alliance service says."""
+
+    def __init__(
+        self,
+        home: Home,
+        audit: AuditLog,
+        identity: Ed25519PrivateKey,
+        book: WitnessBook,
+        *,
+        clock: Callable[[], datetime],
+    ) -> None:
+        """Read what was accepted before.
+
+        Raises:
+            ConfigError: the site has not joined.
+            ProtocolError: what is kept here does not hang together.
+        """
+        self._home, self._audit, self._identity, self._clock = home, audit, identity, clock
+        self._lock = threading.RLock()
+        self.site = home.policy().site
+        pins = home.pins()
+        self.alliance = pins.alliance
+        first, *later = [path.read_bytes() for path in home.memberships()]
+        now = clock()
+        self._trust = Trust.begin(first, alliance=pins.alliance, board=pins.board, now=now)
+        for document in later:
+            self._trust = self._trust.follow(document, now=now)
+        self._heads: dict[str, Head] | None = None
+        self._shown = 0
+        self._book = book
+
+    @property
+    def trust(self) -> Trust:
+        """The newest membership that was accepted."""
+        with self._lock:
+            return self._trust
+
+    def refresh(self, *, version: str, codes: Sequence[str]) -> None:
+        """Report, and take what has changed.
+
+        Raises:
+            AllianceError: the coordinator cannot be reached, or refuses.
+        """
+        with self._open() as alliance:
+            studies = [(one.digest, "approved") for one in self._home.studies() if one.approval()]
+            notice = alliance.report(
+                version=version, codes=codes, time=stamp(self._clock()), studies=studies
+            )
+            if notice.membership > self.trust.membership.version:
+                self._follow(alliance)
+            self._take_offers(alliance)
+            for folder in self._home.studies():
+                if folder.approval() is not None:
+                    self._take_records(alliance, folder.digest)
+            self._take_receipts(alliance)
+            self._show_log(alliance)
+            for log in notice.witness:
+                self._witness(alliance, log)
+
+    def follow(self, version: int) -> None:
+        """Fetch memberships up to a version that somebody has named.
+
+        Raises:
+            AllianceError: the coordinator cannot be reached, or refuses.
+            TrustError: what came does not follow.
+        """
+        if version > self.trust.membership.version:
+            with self._open() as alliance:
+                self._follow(alliance)
+
+    def offers(self) -> list[tuple[StudyOffer, Offered]]:
+        """Return the studies that name this site, verified and kept.
+
+        Raises:
+            AllianceError: the coordinator cannot be reached, or refuses.
+        """
+        with self._open() as alliance:
+            return self._take_offers(alliance)
+
+    def submit(self, document: bytes) -> None:
+        """Hand in an approval, a withdrawal or a rotation."""
+        with self._open() as alliance:
+            alliance.submit(document)
+
+    def approve(
+        self, folder: StudyFolder, document: bytes, *, cohort: str, epsilon_cap: float | None
+    ) -> None:
+        """Put a signed approval in force here, and hand it in."""
+        self._audit.append(
+            "approval_given", study=folder.digest, cohort=cohort, epsilon_cap=epsilon_cap
+        )
+        folder.keep_approval(document)
+        self.submit(document)
+
+    def withdraw(self, folder: StudyFolder) -> None:
+        """End this site's consent at once, and say so."""
+        self._audit.append("approval_withdrawn", study=folder.digest)
+        folder.withdraw()
+        said = Withdrawal(
+            alliance=self.alliance,
+            study=folder.digest,
+            site=self.site,
+            issued=stamp(self._clock()),
+        )
+        self.submit(said.signed(self._identity))
+
+    def rotated(self, document: bytes, *, old: str, new: str) -> None:
+        """Hand in the change of the identity key, and take the membership that has it."""
+        self._audit.append("key_rotated", old=old, new=new)
+        with self._open() as alliance:
+            alliance.submit(document)
+            self._follow(alliance)
+
+    def catch_up(self, study: str) -> Chain:
+        """Fetch the records that are missing here, and return how far the study has come.
+
+        Raises:
+            AllianceError: the coordinator cannot be reached, or refuses.
+            ChainError: a record does not follow.
+        """
+        with self._open() as alliance:
+            return self._take_records(alliance, study)
+
+    def chain(self, study: str) -> Chain:
+        """Return how far a study has come here.
+
+        Raises:
+            GovernanceError: the study is not known here.
+        """
+        folder = self._home.study(study)
+        offer = folder.offer(self.trust)
+        return folder.chain(Chain(alliance=self.alliance, study=study, result=offer.adapter))
+
+    def keep_chain(self, chain: Chain) -> None:
+        """Keep how far a study has come."""
+        with self._lock:
+            self._home.study(chain.study).keep_chain(chain)
+
+    def witnessed_ledger(self, study: str) -> Head | None:
+        """Return the ledger's head in the last update of a study that this site has signed.
+
+        The coordinator gives the update back, and cannot make one up. So a ledger that was restored
+        from a backup is found out before it is charged.
+
+        Raises:
+            AllianceError: the coordinator cannot be reached, or refuses.
+        """
+        if self._heads is None:
+            with self._open() as alliance:
+                documents = alliance.last_updates()
+            own, found = [public_of(self._identity)], {}
+            for document in documents:
+                update = Update.read(document, own)
+                if update.ledger is not None:
+                    found[update.study] = update.ledger
+            self._heads = found
+        return self._heads.get(study)
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[Alliance]:
+        terms = self._home.settings().coordinator
+        with open_alliance(
+            terms.service,
+            ca=self._home.authority.read_bytes(),
+            key=self._home.key("tls"),
+            certificate=self._home.certificate,
+        ) as alliance:
+            yield alliance
+
+    def _follow(self, alliance: Alliance) -> None:
+        for document in alliance.memberships(self.trust.membership.version):
+            with self._lock:
+                try:
+                    after = self._trust.follow(document, now=self._clock())
+                except TrustError as error:
+                    self._audit.append(
+                        "membership_refused", document=digest_of(document), code=error.code
+                    )
+                    raise
+                if after is self._trust:
+                    continue
+                number = after.membership.version
+                self._audit.append(
+                    "membership_accepted", version=number, document=digest_of(document)
+                )
+                self._home.keep_membership(number, document)
+                self._trust = after
+
+    def _take_offers(self, alliance: Alliance) -> list[tuple[StudyOffer, Offered]]:
+        trust, found = self.trust, []
+        for offered in alliance.studies():
+            offer = StudyOffer.read(offered.document, trust.board, trust.membership.board.threshold)
+            offer.agreed()
+            if offer.alliance != self.alliance:
+                raise ProtocolError("a study of another alliance is offered")
+            folder = self._home.study(offer.digest)
+            held = folder.offer_bytes()
+            if held is None:
+                self._audit.append("study_offered", study=offer.digest)
+                folder.keep_offer(offered.document)
+            elif held != offered.document:
+                raise ProtocolError(f"study {offer.digest[:12]} is offered in other words now")
+            found.append((offer, offered))
+        return found
+
+    def _take_records(self, alliance: Alliance, study: str) -> Chain:
+        chain = self.chain(study)
+        for document in alliance.records(study, chain.round):
+            with self._lock:
+                chain = self.chain(study)
+                try:
+                    after = chain.accept_record(document, self._trust.coordinator)
+                except ChainError as error:
+                    self._audit.append(
+                        "record_refused", record=digest_of(document), code=error.code
+                    )
+                    raise
+                if after != chain:
+                    self._audit.append(
+                        "record_accepted", study=study, round=after.round, record=after.record
+                    )
+                    self._home.study(study).keep_record(after.round, document)
+                    self.keep_chain(after)
+                    chain = after
+        return chain
+
+    def _take_receipts(self, alliance: Alliance) -> None:
+        for number, document in alliance.receipts("", self._home.last_receipt()):
+            receipt = Receipt.read(document, self.trust.coordinator)
+            if receipt.site != self.site:
+                raise ProtocolError("a receipt of another site came")
+            self._audit.append(
+                "receipt_received",
+                study=receipt.study,
+                round=receipt.round,
+                payload=receipt.payload,
+                code=receipt.code,
+            )
+            self._home.keep_last_receipt(number)
+
+    def _show_log(self, alliance: Alliance) -> None:
+        """Have the own log's head countersigned, and take what the other witnesses have signed."""
+        held = self._audit.witnessed()
+        if held is None or held.head.size < self._audit.head().size:
+            checkpoint = self._audit.checkpoint(self._identity)
+            proof = [] if held is None else self._audit.proof(held.head.size)
+            document = alliance.witness(checkpoint, proof)
+            seen = self._audit.countersigned(document, self.trust.coordinator)
+            if not same_statement(seen, checkpoint):  # it had seen more than is remembered here
+                proof = self._audit.proof(claimed_checkpoint(seen).size)
+                document = alliance.witness(checkpoint, proof)
+                self._audit.countersigned(document, self.trust.coordinator)
+        others = [
+            key
+            for member in self.trust.membership.members
+            if member.status == "active" and member.site != self.site
+            for key in self.trust.keys(member.site)
+        ]
+        for document, _ in alliance.heads(self.site, self._shown):
+            with contextlib.suppress(ProtocolError):  # no other site has signed it yet
+                self._audit.countersigned(document, others)
+                self._shown = max(self._shown, claimed_checkpoint(document).size - 1)
+
+    def _witness(self, alliance: Alliance, log: str) -> None:
+        """Countersign how another party's log went on."""
+        trust = self.trust
+        owner = trust.coordinator if log == COORDINATOR else trust.keys(log)
+        last = self._book.last(log)
+        after = 0 if last is None else claimed_checkpoint(last).size
+        for checkpoint, proof in alliance.heads(log, after):
+            try:
+                seen = self._book.see(
+                    checkpoint,
+                    proof,
+                    alliance=self.alliance,
+                    log=log,
+                    owner=owner,
+                    key=self._identity,
+                )
+            except ForkError:
+                self._audit.append("witness_refused", log=log, code="fork")
+                raise
+            if seen.outcome == "signed":
+                alliance.countersigned(seen.document)

@@ -1,0 +1,168 @@
+"""One study at one hospital while the agent runs: its worker and its ledger, kept warm."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+from huizhen.client.frames import CohortRecords, Start
+from huizhen.client.governance import SitePolicy
+from huizhen.client.home import Home
+from huizhen.client.ledger import Ledger
+from huizhen.client.outbox import Envelope, Outbox
+from huizhen.client.policy import Policy
+from huizhen.client.sandbox import Walls
+from huizhen.client.site import Site
+from huizhen.client.worker_trainer import WorkerTrainer
+from huizhen.protocol.errors import ConfigError, StorageError
+from huizhen.protocol.ledger_entries import Head
+from huizhen.protocol.statements import Head as WitnessedHead
+from huizhen.protocol.statements import StudyOffer
+from huizhen.protocol.study import Study
+from huizhen.storage.files import write_whole
+
+
+def open_ledger(
+    home: Home,
+    policy: Policy,
+    cohort: str,
+    witnessed: WitnessedHead | None,
+    clock: Callable[[], datetime],
+) -> Ledger:
+    """Open a cohort's ledger, which must hold what others have seen of it.
+
+    Raises:
+        ConfigError: there is none.
+        PrivacyError: it is an older copy, or its chain is broken.
+        StorageError: it cannot be read.
+    """
+    seen = None if witnessed is None else Head(witnessed.size, witnessed.root)
+    return Ledger.open(policy.ledger_file(home.folder, cohort), witnessed=seen, clock=clock)
+
+
+class TrainingSite:
+    """The warm parts of one study. ``with`` ends its worker."""
+
+    def __init__(
+        self,
+        home: Home,
+        policy: Policy,
+        offer: StudyOffer,
+        cohort: str,
+        *,
+        ledger: Ledger | None,
+        walls: Walls,
+    ) -> None:
+        """Prepare; nothing is started.
+
+        Args:
+            home: the site's folder.
+            policy: the site's.
+            offer: the study.
+            cohort: on whose records it trains.
+            ledger: of the cohort, which ``close`` lets go of; None without a unit of privacy.
+            walls: around the worker.
+
+        Raises:
+            ConfigError: a setting is wrong, or a hidden file lies where the worker reads.
+        """
+        self.study: Study = offer.agreed()
+        self.digest, self.cohort = offer.digest, cohort
+        self._home, self._policy = home, policy
+        self.ledger = ledger
+        self._site: Site | None = None
+        self._outbox = Outbox(home.folder / "outbox")
+        settings = home.settings()
+        terms, folder = settings.worker, home.folder
+        base = self.study.base
+        held_out = settings.records.held_out.get(cohort)
+        train = policy.data_file(folder, cohort)
+        measure = None if held_out is None else folder / held_out
+        self.worker = WorkerTrainer(
+            self.study,
+            Start(
+                site=policy.site,
+                home=str(Path(terms.bases or folder.parent).absolute()),
+                base=None if base is None else base.name,
+                patient=settings.records.patient,
+                policy=SitePolicy(
+                    site=policy.site,
+                    minimum_patients=max(
+                        settings.records.minimum_patients, policy.cohorts[cohort].min_patients
+                    ),
+                    allowed_fields=settings.records.allowed_fields or None,
+                    withheld_fields=settings.records.withheld_fields,
+                ),
+                memory_mib=terms.memory_mib,
+                threads=terms.threads,
+                checkpointing=terms.checkpointing,
+            ),
+            lambda: _records(train, measure),
+            log=home.run / f"worker-{self.digest[:12]}.log",
+            hidden=[folder],
+            walls=walls,
+        )
+
+    def answer(self, announcement: bytes, round: int) -> bytes:
+        """Return the bytes that answer an announced adapter; asked again, the same.
+
+        Args:
+            announcement: the adapter, in the wire format.
+            round: 1 is the first; the one past the last asks for metrics.
+
+        Raises:
+            HuizhenError: as ``Site`` says.
+        """
+        if (kept := self._kept_plain(announcement, round)) is not None:
+            return kept
+        if self._site is None:
+            self._site = Site(self._policy.site, self.study, self.worker, ledger=self.ledger)
+        if round > self.study.rounds.count:
+            return self._site.release_metrics(announcement)
+        envelope, _ = self._site.answer(announcement, round)
+        if self.ledger is None:
+            self._keep_plain(envelope, announcement, round)
+        return envelope.data
+
+    def close(self) -> None:
+        """End the worker and let go of the ledger."""
+        self.worker.close()
+        if self.ledger is not None:
+            self.ledger.shut()
+
+    def _kept_plain(self, announcement: bytes, round: int) -> bytes | None:
+        """Return what answered this before, in a study without a ledger to remember it."""
+        if self.study.is_private:
+            return None
+        try:
+            note = json.loads((self._outbox.folder / self.digest / "answer.json").read_bytes())
+            if (note["round"], note["announcement"]) == (round, _digest(announcement)):
+                return self._outbox.kept(self.digest, note["update"]).data
+        except (OSError, ValueError, KeyError, StorageError):
+            pass  # it is trained again, which costs no privacy here
+        return None
+
+    def _keep_plain(self, envelope: Envelope, announcement: bytes, round: int) -> None:
+        with self._outbox.alone(self.digest):
+            self._outbox.keep(self.digest, envelope)
+            update = _digest(envelope.data)
+            note = {"round": round, "announcement": _digest(announcement), "update": update}
+            write_whole(
+                self._outbox.folder / self.digest / "answer.json", json.dumps(note).encode()
+            )
+            self._outbox.forget_others(self.digest, update)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _records(train: Path, held_out: Path | None) -> CohortRecords:
+    """Read a cohort's records for the worker; they are not kept here."""
+    try:
+        return CohortRecords(
+            train=train.read_bytes(), held_out=None if held_out is None else held_out.read_bytes()
+        )
+    except OSError as error:
+        raise ConfigError(f"cannot read records {error.filename!r}: {error.strerror}") from error

@@ -1,0 +1,1 @@
+"""The alliance service on the wire: stubs made from ``alliance.proto`` by ``make rpc``."""

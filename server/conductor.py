@@ -1,0 +1,273 @@
+"""Runs the rounds of all open studies over one Flower run; a process of its own.
+
+    announce ─► push to sites that are online ─► pull as answers come ─► close at quorum or deadline
+
+The process holds nothing that the store does not: it may be killed at any moment and started
+again, with a new Flower run. A site that does not answer, refuses or breaks is asked again after a
+pause, until the round closes without it; it never holds the others past the deadline.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from huizhen.protocol.errors import ProtocolError
+from huizhen.protocol.statements import Approval, Release, StudyOffer, digest_of, moment, stamp
+from huizhen.protocol.study import Study
+from huizhen.protocol.trust import Trust
+from huizhen.server.flower import Control, Link, NoReply, Reply, Run, RunLostError, connect
+from huizhen.server.open_round import OpenRound, Parts
+from huizhen.server.store_rounds import StoredRecord
+
+POLL_SECONDS = 0.05
+IDLE_POLL_SECONDS = 0.5
+LEASE_SECONDS = 30.0
+_LOOK_SECONDS = 1.0
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 300.0
+_MARGIN_SECONDS = 600.0
+# that Flower keeps a message past the deadline, so that a late answer is told that it was late
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Asked:
+    """What a site was asked in this attempt."""
+
+    message: str | None = None
+    # Flower's name of the message that it has not answered
+    again: float = 0.0
+    # not before this moment, on the monotonic clock
+    pause: float = FIRST_PAUSE_SECONDS
+
+
+@dataclass(slots=True)
+class _Work:
+    """An open round and how its sites are asked."""
+
+    round: OpenRound
+    asked: dict[str, _Asked] = field(default_factory=dict)
+
+
+class Conductor:
+    """The rounds of all open studies."""
+
+    def __init__(self, parts: Parts, trust: Callable[[], Trust], *, owner: str) -> None:
+        """Prepare.
+
+        Args:
+            parts: the store, the objects, the log, the key and the clock.
+            trust: gives the newest membership.
+            owner: in leases; the same after a restart, so that it need not wait for its own.
+        """
+        self._parts, self._trust = parts, trust
+        self._owner = owner
+        self._works: dict[str, _Work] = {}
+        self._looked = -_LOOK_SECONDS
+        self._online: set[int] = set()
+        self._nodes: dict[str, int] = {}
+        # Flower's number of each active member, by site
+        self._admitted = 0
+        # the version of the membership whose nodes the SuperLink admits
+
+    def run(self, link: Link, stop: threading.Event) -> None:
+        """Run rounds until told to stop; a lost Flower run is replaced by another.
+
+        Raises:
+            HuizhenError: what only people can mend: a full disk, a damaged store.
+        """
+        pause = FIRST_PAUSE_SECONDS
+        while not stop.is_set():
+            try:
+                with connect(link) as run:
+                    logger.info("flower run: number=%s", run.number)
+                    pause = FIRST_PAUSE_SECONDS
+                    self._forget_run()
+                    while not stop.is_set():
+                        is_busy = self.step(run, Control(link))
+                        stop.wait(POLL_SECONDS if is_busy else IDLE_POLL_SECONDS)
+            except RunLostError as error:
+                logger.warning("flower run lost, another follows: reason=%s", error)
+                stop.wait(pause)
+                pause = min(2 * pause, 15.0)
+        for study in self._works:
+            self._parts.store.rounds.release_lease(study, self._owner)
+
+    def step(self, run: Run, control: Control) -> bool:
+        """Do what can be done now; return whether any site is being waited for.
+
+        Raises:
+            RunLostError: the Flower run is over.
+        """
+        self._look(run, control)
+        for study, work in list(self._works.items()):
+            try:
+                self._advance(study, work, run)
+            except RunLostError:
+                raise
+            except ProtocolError as error:  # one study's trouble is not the others'
+                logger.error("study stops until it is looked at: study=%s %s", study[:12], error)
+                del self._works[study]
+        return any(one.message for work in self._works.values() for one in work.asked.values())
+
+    def _look(self, run: Run, control: Control) -> None:
+        """See now and then which studies are open, who may answer, and who is there."""
+        if time.monotonic() - self._looked < _LOOK_SECONDS:
+            return
+        trust = self._trust()
+        self._admit(trust, control)
+        self._online, self._looked = run.online(), time.monotonic()
+        store, now = self._parts.store, self._parts.clock()
+        held = set()
+        for stored in store.studies.studies():
+            if stored.state != "open":
+                continue
+            if not store.rounds.lease(stored.digest, self._owner, LEASE_SECONDS, now):
+                continue
+            held.add(stored.digest)
+            offer = StudyOffer.read(stored.document, trust.board, trust.membership.board.threshold)
+            self._take_up(offer, trust, now)
+        for study in set(self._works) - held:  # paused, closed, or led by another process
+            del self._works[study]
+
+    def _take_up(self, offer: StudyOffer, trust: Trust, now: datetime) -> None:
+        """Open the next round of a study, or tell its open one who may answer now."""
+        sites = self._may_answer(trust, offer, now)
+        work = self._works.get(offer.digest)
+        if work is not None:
+            work.round.trust, work.round.sites = trust, sites
+            return
+        study = offer.agreed()
+        last = self._parts.store.rounds.last_record(offer.digest)
+        if last is not None and last.round >= _last_round(study):
+            self._finish(offer, last)
+        elif len(sites) >= study.quorum:
+            self._works[offer.digest] = _Work(OpenRound(self._parts, offer, trust, sites))
+
+    def _admit(self, trust: Trust, control: Control) -> None:
+        """Let the members' nodes into the SuperLink, and shut out those who are no longer."""
+        if self._admitted == trust.membership.version:
+            return
+        for member in trust.membership.members:
+            if member.status == "active":
+                self._nodes[member.site] = control.admit(member.node_key.encode())
+        known = control.nodes()
+        wanted = {m.node_key.encode() for m in trust.membership.members if m.status == "active"}
+        for key in known.keys() - wanted:
+            control.expel(known[key])
+        active = {m.site for m in trust.membership.members if m.status == "active"}
+        self._nodes = {site: node for site, node in self._nodes.items() if site in active}
+        self._admitted = trust.membership.version
+
+    def _may_answer(self, trust: Trust, offer: StudyOffer, now: datetime) -> tuple[str, ...]:
+        """Return the study's sites whose approval stands."""
+        found = []
+        for site, consent in self._parts.store.studies.standing(offer.digest).items():
+            if consent.kind != "approval" or site not in offer.study["sites"]:
+                continue
+            try:
+                approval = Approval.read(consent.document, trust.keys_at(site, consent.issued))
+                trust.member(site)
+            except ProtocolError:
+                continue
+            if approval.study == offer.digest and now < moment(approval.expires):
+                found.append(site)
+        return tuple(sorted(found))
+
+    def _advance(self, study: str, work: _Work, run: Run) -> None:
+        """Ask, take what came, and close the round when it can be."""
+        self._ask(work, run)
+        self._collect(work, run)
+        open_round = work.round
+        if open_round.missing and not open_round.is_due:
+            return
+        if not open_round.has_quorum:
+            if open_round.is_due:
+                logger.warning(
+                    "round has no quorum, it is announced again: study=%s round=%s counted=%s",
+                    study[:12], open_round.round, len(open_round.counted),
+                )  # fmt: skip
+                open_round.announce()
+                work.asked.clear()
+            return
+        record = open_round.close()
+        logger.info(
+            "round committed: study=%s round=%s counted=%s record=%s",
+            study[:12], open_round.round, len(open_round.counted), record[:12],
+        )  # fmt: skip
+        del self._works[study]
+        self._looked = -_LOOK_SECONDS  # what comes next is looked up at once
+
+    def _ask(self, work: _Work, run: Run) -> None:
+        now, open_round = time.monotonic(), work.round
+        due: dict[int, str] = {}
+        for site in open_round.missing:
+            asked = work.asked.setdefault(site, _Asked())
+            node = self._nodes.get(site, 0)
+            if asked.message is None and node in self._online and now >= asked.again:
+                due[node] = site
+        if not due:
+            return
+        left = max(0.0, (open_round.deadline - self._parts.clock()).total_seconds())
+        names = run.push(
+            list(due),
+            open_round.document,
+            open_round.adapter,
+            seconds=left + _MARGIN_SECONDS,
+        )
+        for node, name in names.items():
+            work.asked[due[node]].message = name
+
+    def _collect(self, work: _Work, run: Run) -> None:
+        for site, asked in work.asked.items():
+            if asked.message is None:
+                continue
+            answer = run.pull(asked.message, max_bytes=work.round.max_bytes)
+            if answer is None:
+                continue
+            asked.message = None
+            code = None
+            if isinstance(answer, Reply):
+                code = work.round.receive(site, answer.document, answer.payload)
+                if code is None:
+                    continue
+            elif isinstance(answer, NoReply):
+                code = answer.code
+            logger.info("site does not count: site=%s code=%s", site, code)
+            asked.again = time.monotonic() + asked.pause
+            asked.pause = min(2 * asked.pause, LONGEST_PAUSE_SECONDS)
+
+    def _finish(self, offer: StudyOffer, last: StoredRecord) -> None:
+        """Release what the last round gave."""
+        parts, now = self._parts, self._parts.clock()
+        release = Release(
+            alliance=offer.alliance,
+            study=offer.digest,
+            record=last.digest,
+            adapter=last.adapter,
+            certificate=None,
+            issued=stamp(now),
+        )
+        document = release.signed(parts.key)
+        parts.audit.append(
+            "release_made", study=offer.digest, release=digest_of(document), adapter=last.adapter
+        )
+        parts.store.studies.add_release(offer.digest, document, now)
+        parts.audit.append("study_finished", study=offer.digest)
+        parts.store.studies.change_state(offer.digest, "finished", now)
+
+    def _forget_run(self) -> None:
+        """A new run knows nothing of the last one's messages; a new SuperLink, of no node."""
+        for work in self._works.values():
+            work.asked.clear()
+        self._admitted, self._looked = 0, -_LOOK_SECONDS
+
+
+def _last_round(study: Study) -> int:
+    """Return the round after which a study is finished: its last, or the metrics after it."""
+    lets_metrics_out = study.is_private and study.privacy.metrics_epsilon is not None
+    return study.rounds.count + int(lets_metrics_out)

@@ -1,0 +1,192 @@
+"""All that the coordinator's processes share: opened once, from its folder.
+
+``open_desk`` reads the settings, the keys and the store; the alliance service, the rounds and the
+command line work with what it gives.
+"""
+
+import contextlib
+import fcntl
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+
+from huizhen.protocol.errors import ConfigError, StorageError
+from huizhen.protocol.statements import moment
+from huizhen.server.authority import Authority
+from huizhen.server.home import Home, Settings
+from huizhen.server.objects import Objects
+from huizhen.server.open_round import Parts
+from huizhen.server.registry import Keys, Registry
+from huizhen.server.store import Store
+from huizhen.server.store_sites import SiteStatus
+from huizhen.storage.audit import AuditLog
+from huizhen.storage.files import make_folder
+from huizhen.storage.keys import load_key, load_node_key
+from huizhen.storage.witness import WitnessBook
+
+Clock = Callable[[], datetime]
+
+
+def now() -> datetime:
+    """Return the present time."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """The coordinator's open state."""
+
+    home: Home
+    settings: Settings
+    store: Store
+    objects: Objects
+    audit: AuditLog
+    book: WitnessBook
+    # of the sites' logs
+    keys: Keys
+    registry: Registry
+    clock: Clock
+
+    @property
+    def alliance(self) -> str:
+        """The alliance's name."""
+        return self.settings.alliance.name
+
+    @property
+    def parts(self) -> Parts:
+        """What the rounds need."""
+        return Parts(
+            store=self.store,
+            objects=self.objects,
+            audit=self.audit,
+            key=self.keys.identity,
+            clock=self.clock,
+        )
+
+    def report(
+        self,
+        site: str,
+        *,
+        version: str,
+        codes: Sequence[str],
+        time: str,
+        studies: Sequence[tuple[str, str]],
+    ) -> None:
+        """Keep how a site says to be.
+
+        Args:
+            site: the member.
+            version: of its software.
+            codes: of its state and of the troubles that it found.
+            time: its clock.
+            studies: the digest and a code of each of its studies.
+
+        Raises:
+            ProtocolError: a study is unknown.
+            StorageError: it cannot be kept.
+        """
+        present = self.clock()
+        skew = (moment(time) - present).total_seconds()
+        status = SiteStatus(
+            site=site,
+            version=version[:40],
+            codes=tuple(code[:48] for code in codes[:20] if code.split() == [code]),
+            clock_skew_seconds=skew,
+            seen=present,
+        )
+        self.store.sites.report_status(status)
+        for study, code in studies[:100]:
+            self.store.sites.report_progress(study, site, code[:48], present)
+
+
+@contextlib.contextmanager
+def open_desk(home: Home, *, clock: Clock = now) -> Iterator[Desk]:
+    """Open a coordinator's folder.
+
+    Raises:
+        ConfigError: it holds no coordinator, or a setting or key is wrong.
+        StorageError: something cannot be read or written.
+    """
+    settings = home.settings()
+    keys = load_keys(home)
+    with (
+        Store.open(home.store_url()) as store,
+        AuditLog.open(home.audit, clock=clock) as audit,
+        open_book(home.folder / "witnessed.sqlite") as book,
+    ):
+        registry = Registry(
+            store,
+            audit,
+            keys,
+            alliance=settings.alliance.name,
+            board=home.board(),
+            drafts=home.folder / "board",
+            clock=clock,
+        )
+        yield Desk(
+            home=home,
+            settings=settings,
+            store=store,
+            objects=Objects(home.objects),
+            audit=audit,
+            book=book,
+            keys=keys,
+            registry=registry,
+            clock=clock,
+        )
+
+
+def open_book(path: Path) -> WitnessBook:
+    """Open a book of witnessed logs, made if it is not there.
+
+    Raises:
+        StorageError: it cannot be written or read.
+    """
+    if not path.exists():
+        with contextlib.suppress(ConfigError):  # another process has just made it
+            WitnessBook.create(path).shut()
+    return WitnessBook(path)
+
+
+def load_keys(home: Home) -> Keys:
+    """Return the coordinator's keys; the board's key only where it lies here.
+
+    Raises:
+        ConfigError: a file is missing, or others may read it.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(home.authority.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{str(home.authority)!r} is no certificate: restore it") from error
+    board = [load_key(home.key("board"))] if home.key("board").exists() else []
+    return Keys(
+        identity=load_key(home.key("identity")),
+        board=board,
+        authority=Authority(certificate, load_node_key(home.key("authority"))),
+    )
+
+
+@contextlib.contextmanager
+def alone(home: Home, name: str) -> Iterator[None]:
+    """Keep a second process of this kind from starting on the same folder.
+
+    Raises:
+        ConfigError: one is running.
+        StorageError: the folder cannot be written.
+    """
+    place = home.run / f"{name}.lock"
+    try:
+        make_folder(place.parent)
+        with place.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(
+                    f"{str(home.folder)!r} has a running {name} already: stop it first"
+                ) from error
+            yield
+    except OSError as error:
+        raise StorageError(f"cannot write {str(place)!r}: {error.strerror}") from error

@@ -1,0 +1,389 @@
+"""One round of one study while it is open: what was announced, what came, when it closes.
+
+The coordinator's store is the truth. Everything that arrives is on the disk before it counts, so
+that a round process that was killed adds the kept updates again, in whatever order, and comes to
+the same bytes (``strategies/mean.py``). Each answer gets a signed receipt; nothing is dropped in
+silence. There is no network here: ``conductor.py`` asks and hands in what came.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from huizhen.protocol.adapter import shapes_of
+from huizhen.protocol.documents import PublicKey, public_of
+from huizhen.protocol.errors import ProtocolError, StorageError, WireError
+from huizhen.protocol.metrics import parse_metrics
+from huizhen.protocol.statements import (
+    Announcement,
+    Counted,
+    Receipt,
+    Record,
+    Refusal,
+    Refused,
+    StudyOffer,
+    Update,
+    digest_of,
+    stamp,
+)
+from huizhen.protocol.trust import Trust
+from huizhen.protocol.wire import max_bytes
+from huizhen.server.objects import Objects
+from huizhen.server.rounds import Coordinator, RoundState
+from huizhen.server.store import Store
+from huizhen.server.store_database import DuplicateError
+from huizhen.server.store_rounds import StoredAttempt, StoredRecord
+from huizhen.server.store_updates import LateError, StoredRefusal, StoredUpdate
+from huizhen.storage.audit import AuditLog
+from huizhen.strategies.stored import decode_state, encode_state
+
+MAX_METRICS_BYTES = 1 << 20
+MAX_DOCUMENT_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What the rounds of every study share."""
+
+    store: Store
+    objects: Objects
+    audit: AuditLog
+    key: Ed25519PrivateKey
+    # the coordinator's
+    clock: Callable[[], datetime]
+
+
+class OpenRound:
+    """The round after the last committed one."""
+
+    def __init__(self, parts: Parts, offer: StudyOffer, trust: Trust, sites: Sequence[str]) -> None:
+        """Take up the round where the store says it stands, and announce it.
+
+        Args:
+            parts: shared.
+            offer: of an open study.
+            trust: the newest membership.
+            sites: who may answer: members whose approval stands.
+
+        Raises:
+            ProtocolError: the study is not open any more.
+            StorageError: something cannot be written: nothing is announced.
+        """
+        self._parts, self.study, self.trust = parts, offer.agreed(), trust
+        self.digest = offer.digest
+        self.sites = tuple(sorted(sites))
+        last = parts.store.rounds.last_record(self.digest)
+        kept = offer.state if last is None else last.strategy_state
+        state = decode_state(parts.objects.get(kept))
+        self.round = 1 if last is None else last.round + 1
+        self.parent = self.digest if last is None else last.digest
+        self._coordinator = Coordinator(self.study, shapes_of(state.x))
+        self.is_metrics = self.round > self.study.rounds.count
+        self._state = RoundState(round=self.round, strategy=state)
+        self.adapter = self._coordinator.announcement(self._state)
+        shapes = self._coordinator.trained_shapes(self._state)
+        self.max_bytes = MAX_METRICS_BYTES if self.is_metrics else max_bytes(shapes)
+        self._payloads: dict[str, str] = {}
+        for update in parts.store.updates.updates(self.digest, self.round):
+            self._take_again(update)
+        self._codes: dict[str, str] = {}
+        self._announcements: set[str] = {
+            digest_of(one.announcement)
+            for one in parts.store.rounds.attempts(self.digest, self.round)
+        }
+        self.document = b""
+        self.result = ""  # digest of what the closed round gave
+        self.attempt = len(self._announcements)
+        self.deadline = parts.clock()
+        self.announce()
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """The sites whose update of this round is kept and valid."""
+        return tuple(sorted(self._payloads))
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The sites that may answer and have not."""
+        return tuple(site for site in self.sites if site not in self._payloads)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the deadline of this attempt has passed."""
+        return self._parts.clock() > self.deadline
+
+    @property
+    def has_quorum(self) -> bool:
+        """Whether enough sites have answered; metrics need none."""
+        return self.is_metrics or len(self._payloads) >= self.study.quorum
+
+    def announce(self) -> None:
+        """Begin the next attempt, with a deadline of its own."""
+        now = self._parts.clock()
+        last = self._parts.store.rounds.last_attempt(self.digest)
+        is_same_round = last is not None and last.round == self.round
+        self.attempt = last.attempt + 1 if last is not None and is_same_round else 1
+        self.deadline = now + timedelta(minutes=self.study.rounds.deadline_minutes)
+        statement = Announcement(
+            alliance=self.trust.membership.alliance,
+            study=self.digest,
+            round=self.round,
+            attempt=self.attempt,
+            parent=self.parent,
+            adapter=digest_of(self.adapter),
+            membership=self.trust.membership.version,
+            sites=self.sites,  # all that take part, also those that have answered already
+            issued=stamp(now),
+            deadline=stamp(self.deadline + timedelta(seconds=1)),
+        )
+        self.document = statement.signed(self._parts.key)
+        self._parts.objects.put(self.adapter)
+        self._parts.store.rounds.open_attempt(
+            StoredAttempt(
+                study=self.digest,
+                round=self.round,
+                attempt=self.attempt,
+                announcement=self.document,
+                adapter=statement.adapter,
+                opened=now,
+                deadline=self.deadline,
+            )
+        )
+        self._announcements.add(digest_of(self.document))
+        self._parts.audit.append(
+            "round_announced",
+            study=self.digest,
+            round=self.round,
+            attempt=self.attempt,
+            announcement=digest_of(self.document),
+        )
+
+    def receive(self, site: str, document: bytes, payload: bytes) -> str | None:
+        """Take a site's answer; return None where it counts, else the code of why not.
+
+        Args:
+            site: the member whose Flower node sent it; the signature must be this site's.
+            document: an ``Update`` or a ``Refusal``.
+            payload: what belongs to it.
+
+        Raises:
+            StorageError: it cannot be kept: it does not count, and the site is told nothing.
+        """
+        try:
+            keys = self.trust.keys(site)
+            said = _read(document, keys)
+        except ProtocolError:
+            return self._refuse(site, "not_signed", payload, is_known=False)
+        problem = self._check(site, said, payload)
+        if problem is not None:
+            return self._refuse(site, problem, payload)
+        if isinstance(said, Refusal):
+            self._codes[site] = said.code
+            self._keep_refusal(site, said.code, None)
+            return said.code
+        digest = digest_of(payload)
+        if self._payloads.get(site) == digest:  # asked again, answered again
+            self._receipt(site, digest, None)
+            return None
+        state = self._with(site, payload)
+        if isinstance(state, str):
+            return self._refuse(site, state, payload)
+        self._parts.objects.put(payload)
+        update = StoredUpdate(
+            study=self.digest,
+            round=self.round,
+            site=site,
+            attempt=said.attempt,
+            payload=digest,
+            document=document,
+            received=self._parts.clock(),
+        )
+        self._parts.audit.append(
+            "update_counted",
+            study=self.digest,
+            round=self.round,
+            attempt=said.attempt,
+            site=site,
+            payload=digest,
+        )
+        try:
+            self._parts.store.updates.add_update(update)
+        except DuplicateError:
+            return self._refuse(site, "duplicate", payload)
+        except LateError:
+            return self._refuse(site, "late", payload)
+        self._state, self._payloads[site] = state, digest
+        self._codes.pop(site, None)
+        self._receipt(site, digest, None)
+        return None
+
+    def close(self) -> str:
+        """Close the round for ever and return the digest of its record.
+
+        Raises:
+            AggregationError: fewer sites than the quorum were counted.
+            StorageError: it cannot be written: the round is still open.
+        """
+        parts, now = self._parts, self._parts.clock()
+        if self.is_metrics:
+            strategy, result = self._state.strategy, self.adapter
+        else:
+            after = self._coordinator.close_round(self._state)
+            strategy, result = after.strategy, self._coordinator.announcement(after)
+        kept = {one.site: one for one in parts.store.updates.updates(self.digest, self.round)}
+        record = Record(
+            alliance=self.trust.membership.alliance,
+            study=self.digest,
+            round=self.round,
+            attempt=self.attempt,
+            parent=self.parent,
+            adapter=digest_of(self.adapter),
+            counted=tuple(
+                Counted(
+                    site=site, payload=kept[site].payload, document=digest_of(kept[site].document)
+                )
+                for site in self.counted
+            ),
+            absent=tuple(
+                Refused(site=site, code=self._why(site))
+                for site in sorted(self.study.sites)
+                if site not in self._payloads
+            ),
+            result=digest_of(result),
+            closed=stamp(now),
+        )
+        document = record.signed(parts.key)
+        self.result = parts.objects.put(result)
+        state = parts.objects.put(encode_state(strategy))
+        parts.audit.append(
+            "round_committed",
+            study=self.digest,
+            round=self.round,
+            attempt=self.attempt,
+            record=digest_of(document),
+            result=record.result,
+        )
+        parts.store.rounds.commit_record(
+            StoredRecord(
+                study=self.digest,
+                round=self.round,
+                attempt=self.attempt,
+                parent=self.parent,
+                document=document,
+                adapter=record.result,
+                strategy_state=state,
+                committed=now,
+            ),
+            self.counted,
+        )
+        return digest_of(document)
+
+    def _why(self, site: str) -> str:
+        if site in self._codes:
+            return self._codes[site]
+        return "no_answer" if site in self.sites else "not_approved"
+
+    def _take_again(self, update: StoredUpdate) -> None:
+        """Count an update that an earlier process of this coordinator has kept."""
+        state = self._with(update.site, self._parts.objects.get(update.payload))
+        if isinstance(state, str):
+            raise StorageError(f"the kept update of site {update.site!r} is {state} now")
+        self._state, self._payloads[update.site] = state, update.payload
+
+    def _with(self, site: str, payload: bytes) -> RoundState | str:
+        """Return the round with one more answer in it, or the code of why it cannot count."""
+        if site in self._payloads:
+            return "duplicate"
+        if not self.is_metrics:
+            state, receipt = self._coordinator.receive(self._state, payload)
+            if receipt.refusal is not None:
+                return receipt.refusal
+            return state if receipt.site == site else "wrong_site"
+        try:
+            found = parse_metrics(payload, self.study)
+        except ProtocolError:
+            return "malformed"
+        return self._state if found.site == site else "wrong_site"
+
+    def _check(self, site: str, said: Update | Refusal, payload: bytes) -> str | None:
+        """Return why an answer is not one to this round."""
+        if said.site != site:
+            return "wrong_site"
+        if said.alliance != self.trust.membership.alliance or said.study != self.digest:
+            return "wrong_study"
+        if said.round != self.round:
+            return "wrong_round"
+        if said.announcement not in self._announcements:
+            return "wrong_announcement"
+        if site not in self.sites:
+            return "not_approved"
+        if isinstance(said, Update) and said.payload != digest_of(payload):
+            return "wrong_payload"
+        return None
+
+    def _refuse(self, site: str, code: str, payload: bytes, *, is_known: bool = True) -> str:
+        digest = digest_of(payload)
+        if is_known:
+            self._codes[site] = code
+        self._parts.audit.append(
+            "update_refused",
+            study=self.digest,
+            round=self.round,
+            attempt=self.attempt,
+            site=site,
+            payload=digest,
+            code=code,
+        )
+        self._keep_refusal(site, code, digest)
+        self._receipt(site, digest, code)
+        return code
+
+    def _keep_refusal(self, site: str, code: str, digest: str | None) -> None:
+        self._parts.store.updates.add_refusal(
+            StoredRefusal(
+                study=self.digest,
+                round=self.round,
+                attempt=self.attempt,
+                site=site,
+                code=code,
+                payload=digest,
+                received=self._parts.clock(),
+            )
+        )
+
+    def _receipt(self, site: str, payload: str, code: str | None) -> None:
+        kept = self._parts.store.updates.receipt(self.digest, self.round, site, payload)
+        own = [public_of(self._parts.key)]
+        if kept is not None and Receipt.read(kept.document, own).code == code:
+            return  # the same was told already
+        receipt = Receipt(
+            alliance=self.trust.membership.alliance,
+            study=self.digest,
+            round=self.round,
+            attempt=self.attempt,
+            site=site,
+            payload=payload,
+            code=code,
+            issued=stamp(self._parts.clock()),
+        )
+        self._parts.store.updates.add_receipt(
+            self.digest, self.round, site, payload, receipt.signed(self._parts.key)
+        )
+
+
+def _read(document: bytes, keys: Sequence[PublicKey]) -> Update | Refusal:
+    """Return what a site says.
+
+    Raises:
+        ProtocolError: it is no such document, or not signed by the site.
+    """
+    if len(document) > MAX_DOCUMENT_BYTES:
+        raise WireError(
+            f"document has {len(document)} bytes, at most {MAX_DOCUMENT_BYTES} are allowed"
+        )
+    try:
+        return Update.read(document, keys)
+    except ProtocolError:
+        return Refusal.read(document, keys)

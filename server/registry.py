@@ -1,0 +1,344 @@
+"""Who is in the alliance, as the coordinator keeps it: invitations, members, certificates.
+
+Every change is a new membership document, signed by the board. Where the board's keys lie here
+(one key, one person: what ``init`` makes), a change is in force at once. Where they lie with
+several people, the change waits as a draft until enough of them have signed it.
+"""
+
+import secrets
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_public_key,
+)
+
+from huizhen.protocol.documents import Document, claimed, public_key, public_of, verify
+from huizhen.protocol.errors import GovernanceError, ProtocolError
+from huizhen.protocol.invitation import Invitation, Pins
+from huizhen.protocol.statements import (
+    Board,
+    Enrolment,
+    Former,
+    Member,
+    Membership,
+    Renewal,
+    Rotation,
+    digest_of,
+    moment,
+    stamp,
+)
+from huizhen.protocol.trust import Trust
+from huizhen.server.authority import Authority, fingerprint, pem
+from huizhen.server.home import PublicTerms
+from huizhen.server.store import Store
+from huizhen.server.store_members import StoredCertificate, StoredInvitation
+from huizhen.storage.audit import AuditLog
+from huizhen.storage.files import write_whole
+
+MOST_SKEW = timedelta(minutes=5)
+# between a site's clock and this one, in what it signs
+
+
+class WaitingForBoardError(GovernanceError):
+    """A change is drafted, and enough of the board have yet to sign it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keys:
+    """What the coordinator signs with."""
+
+    identity: Ed25519PrivateKey
+    board: Sequence[Ed25519PrivateKey]
+    # of the board's keys, those that lie here
+    authority: Authority
+
+
+class Registry:
+    """The coordinator's knowledge of its members."""
+
+    def __init__(
+        self,
+        store: Store,
+        audit: AuditLog,
+        keys: Keys,
+        *,
+        alliance: str,
+        board: Board,
+        drafts: Path,
+        clock: Callable[[], datetime],
+    ) -> None:
+        """Use the store.
+
+        Args:
+            store: open.
+            audit: open.
+            keys: to sign with.
+            alliance: its name.
+            board: the pinned one, of the settings.
+            drafts: the folder for what waits for the board.
+            clock: gives the present time, with a zone.
+        """
+        self._store, self._audit, self._keys, self._clock = store, audit, keys, clock
+        self._alliance, self._board, self._drafts = alliance, board, drafts
+        self._trust: Trust | None = None
+        self._lock = threading.Lock()
+
+    def found(self) -> None:
+        """Make the first membership, without members; again is free.
+
+        Raises:
+            WaitingForBoardError: the board must sign it.
+        """
+        if self._store.members.latest_membership() is None:
+            self._propose(1, None, self._board, ())
+
+    def trust(self) -> Trust:
+        """Return the newest membership, its whole history checked; for any thread.
+
+        Raises:
+            GovernanceError: there is none yet.
+        """
+        with self._lock:
+            return self._newest()
+
+    def _newest(self) -> Trust:
+        held = 0 if self._trust is None else self._trust.membership.version
+        for stored in self._store.members.memberships(held):
+            now = self._clock()
+            if self._trust is None:
+                self._trust = Trust.begin(
+                    stored.document, alliance=self._alliance, board=self._board, now=now
+                )
+            else:
+                self._trust = self._trust.follow(stored.document, now=now)
+        if self._trust is None:
+            raise GovernanceError("alliance has no membership: the board must sign the first")
+        return self._trust
+
+    def invite(self, site: str, public: PublicTerms, *, days: float) -> Invitation:
+        """Return an invitation for a site that is not a member.
+
+        Raises:
+            GovernanceError: the site is a member, or was one.
+        """
+        if any(member.site == site for member in self.trust().membership.members):
+            raise GovernanceError(f"site {site!r} is or was a member: choose another name")
+        token, now = secrets.token_urlsafe(32), self._clock()
+        expires = now + timedelta(days=days)
+        made = Invitation(
+            site=site,
+            pins=Pins(
+                alliance=self._alliance,
+                board=self._board,
+                authority=pem(self._keys.authority.certificate).decode(),
+            ),
+            fleet=public.fleet,
+            service=public.service,
+            door=public.door,
+            token=token,
+            expires=stamp(expires),
+        )
+        self._audit.append("invitation_made", site=site)
+        self._store.members.add_invitation(
+            StoredInvitation(
+                token=digest_of(token.encode()), site=site, made=now, expires=moment(made.expires)
+            )
+        )
+        return made
+
+    def enrol(self, document: bytes, token: str) -> tuple[str, tuple[bytes, ...]]:
+        """Let a site in; return its certificate, PEM, and all memberships, oldest first.
+
+        Raises:
+            ProtocolError: the document, the token or a key is not what it must be.
+            WaitingForBoardError: the board must sign; the site asks again with the same keys.
+        """
+        said = Enrolment.of(_self_signed(document, "enrolment", "identity"))
+        self._check_time(said.alliance, said.issued)
+        if digest_of(token.encode()) != said.token:
+            raise ProtocolError("enrolment is for another token")
+        _check_node_key(said.node_key)
+        now = self._clock()
+        self._store.members.use_invitation(said.token, said.site, now, key=said.identity)
+        member = self._member(said.site)
+        if member is None:
+            joined = Member(
+                site=said.site,
+                identity=said.identity,
+                node_key=said.node_key,
+                status="active",
+                since=stamp(now),
+                until=None,
+                former=(),
+            )
+            held = self.trust()
+            self._audit.append("site_enrolled", site=said.site, identity=said.identity)
+            self._propose_after(held, (*held.membership.members, joined))
+        elif (member.identity, member.node_key) != (said.identity, said.node_key):
+            raise ProtocolError(f"site {said.site!r} is a member with other keys")
+        certificate = self._certify(said.site, said.request)
+        return certificate, tuple(one.document for one in self._store.members.memberships())
+
+    def renew(self, document: bytes) -> str:
+        """Return a new certificate for a member, PEM.
+
+        Raises:
+            ProtocolError: the document is not a member's, or not fresh.
+        """
+        site = str(claimed(document).get("site"))
+        said = Renewal.read(document, self.trust().keys(site))
+        self._check_time(said.alliance, said.issued)
+        return self._certify(said.site, said.request)
+
+    def rotate(self, document: bytes) -> None:
+        """Put a member's new identity key in force.
+
+        Raises:
+            ProtocolError: it is not signed by the member's key and by the new one.
+            WaitingForBoardError: the board must sign.
+        """
+        said = Rotation.of(_self_signed(document, "rotation", "old", "new"))
+        self._check_time(said.alliance, said.issued)
+        held = self.trust()
+        member = held.member(said.site)
+        if member.identity == said.new:
+            return
+        if member.identity != said.old:
+            raise ProtocolError(f"site {said.site!r} has another key than the rotation replaces")
+        former = (*member.former, Former(identity=said.old, until=stamp(self._clock())))
+        changed = member.model_copy(update={"identity": said.new, "former": former})
+        self._audit.append("key_rotated", old=said.old, new=said.new)
+        self._propose_after(held, _replaced(held.membership.members, changed))
+
+    def revoke(self, site: str) -> None:
+        """Shut a member out for ever.
+
+        Raises:
+            ProtocolError: it is no member.
+            WaitingForBoardError: the board must sign.
+        """
+        held = self.trust()
+        member = held.member(site)
+        now = self._clock()
+        changed = member.model_copy(update={"status": "revoked", "until": stamp(now)})
+        self._audit.append("site_revoked", site=site)
+        self._propose_after(held, _replaced(held.membership.members, changed))
+
+    def accept(self, document: bytes) -> Trust:
+        """Put a membership in force that the board has signed elsewhere.
+
+        Raises:
+            ProtocolError: it does not follow the newest, or too few have signed.
+        """
+        latest, now = self._store.members.latest_membership(), self._clock()
+        if latest is None:
+            made = Trust.begin(document, alliance=self._alliance, board=self._board, now=now)
+        else:
+            made = self.trust().follow(document, now=now)
+        version = made.membership.version
+        self._audit.append("membership_published", version=version, document=digest_of(document))
+        self._store.members.add_membership(version, document, now)
+        self._draft(version).unlink(missing_ok=True)
+        return self.trust()
+
+    def _member(self, site: str) -> Member | None:
+        return next((m for m in self.trust().membership.members if m.site == site), None)
+
+    def _propose_after(self, held: Trust, members: Sequence[Member]) -> None:
+        self._propose(held.membership.version + 1, held.digest, held.membership.board, members)
+
+    def _propose(
+        self, version: int, previous: str | None, board: Board, members: Sequence[Member]
+    ) -> None:
+        """Put a membership in force, or leave it for the board to sign."""
+        made = Membership(
+            alliance=self._alliance,
+            version=version,
+            previous=previous,
+            issued=stamp(self._clock()),
+            board=board,
+            coordinator=public_of(self._keys.identity).raw.hex(),
+            members=tuple(members),
+        )
+        own = [key for key in self._keys.board if public_of(key).raw.hex() in board.keys]
+        if len(own) >= board.threshold:
+            document = made.signed(*own)
+            self._audit.append(
+                "membership_published", version=version, document=digest_of(document)
+            )
+            self._store.members.add_membership(version, document, self._clock())
+            return
+        place = self._draft(version)
+        write_whole(place, made.signed(*(own or [self._keys.identity])))
+        raise WaitingForBoardError(
+            f"membership {version} waits for {board.threshold - len(own)} of the board to sign "
+            f"{place.name}"
+        )
+
+    def _draft(self, version: int) -> Path:
+        return self._drafts / f"membership-{version}.json"
+
+    def _certify(self, site: str, request: str) -> str:
+        now = self._clock()
+        made = self._keys.authority.for_site(site, request, now)
+        self._audit.append(
+            "certificate_issued",
+            site=site,
+            fingerprint=fingerprint(made),
+            until=stamp(made.not_valid_after_utc),
+        )
+        self._store.members.add_certificate(
+            StoredCertificate(
+                serial=f"{made.serial_number:x}",
+                site=site,
+                issued=now,
+                not_after=made.not_valid_after_utc,
+            )
+        )
+        return pem(made).decode()
+
+    def _check_time(self, alliance: str, issued: str) -> None:
+        if alliance != self._alliance:
+            raise ProtocolError(f"document is of alliance {alliance!r}, not {self._alliance!r}")
+        skew = moment(issued) - self._clock()
+        if abs(skew) > MOST_SKEW:
+            raise ProtocolError(
+                f"document is dated {issued}, {skew.total_seconds():.0f} s from this clock: "
+                "set the site's clock"
+            )
+
+
+def _self_signed(document: bytes, kind: str, *names: str) -> Document:
+    """Return a document that is signed by every key that it names itself under ``names``."""
+    said, keys = claimed(document), []
+    for name in names:
+        try:
+            keys.append(public_key(bytes.fromhex(str(said.get(name)))))
+        except ValueError as error:
+            raise ProtocolError(f"document names no key under {name!r}") from error
+    return verify(document, kind=kind, keys=keys, threshold=len(names))
+
+
+def _replaced(members: Sequence[Member], changed: Member) -> list[Member]:
+    return [changed if member.site == changed.site else member for member in members]
+
+
+def _check_node_key(text: str) -> None:
+    """Refuse what is not a P-384 public key in its one encoding, which Flower asks for."""
+    try:
+        key = load_pem_public_key(text.encode())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ProtocolError("node key is not a public key in PEM") from error
+    if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP384R1):
+        raise ProtocolError("node key is not of P-384")
+    if key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo) != text.encode():
+        raise ProtocolError("node key is not in its one encoding")

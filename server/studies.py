@@ -1,0 +1,106 @@
+"""A study at the coordinator before and between its rounds: offered, opened, paused, closed."""
+
+from datetime import datetime
+
+from huizhen.protocol.adapter import Tensors, shapes_of
+from huizhen.protocol.documents import public_of
+from huizhen.protocol.errors import ConfigError, GovernanceError
+from huizhen.protocol.statements import StudyOffer, stamp
+from huizhen.protocol.study import Study
+from huizhen.server.desk import Desk
+from huizhen.server.rounds import Coordinator
+from huizhen.server.store_studies import State, StoredStudy
+from huizhen.strategies.catalogue import make_strategy
+from huizhen.strategies.stored import encode_state
+
+_EVENTS: dict[tuple[State, State], str] = {
+    ("proposed", "open"): "study_opened",
+    ("paused", "open"): "study_resumed",
+    ("open", "paused"): "study_paused",
+}
+
+
+def offer(desk: Desk, study: Study, first: Tensors, *, ends: datetime) -> StudyOffer:
+    """Offer a study to its sites, and return the offer; again is free.
+
+    Args:
+        desk: the coordinator's state.
+        study: with the base's digests and the labels filled in.
+        first: the adapter that the first round starts from.
+        ends: after which no site answers any more.
+
+    Raises:
+        ConfigError: the study cannot be run: its strategy, its quorum, a site that is no member.
+        GovernanceError: the board's keys are not here: it must sign.
+        StorageError: it cannot be kept.
+    """
+    trust = desk.registry.trust()
+    members = {m.site for m in trust.membership.members if m.status == "active"}
+    if unknown := sorted(study.sites.keys() - members):
+        raise ConfigError(
+            f"[sites.{unknown[0]}] is no member of the alliance, members are "
+            f"{', '.join(sorted(members)) or 'none'}: invite it, or mend the name"
+        )
+    state = make_strategy(study).init(first)
+    coordinator = Coordinator(study, shapes_of(first))
+    made = StudyOffer(
+        alliance=desk.alliance,
+        study=study.resolved(),
+        digest=study.digest(),
+        adapter=desk.objects.put(coordinator.announcement(coordinator.first(first))),
+        state=desk.objects.put(encode_state(state)),
+        issued=stamp(desk.clock()),
+        ends=stamp(ends),
+    )
+    if (kept := desk.store.studies.study(made.digest)) is not None:
+        return StudyOffer.read(kept.document, trust.board, trust.membership.board.threshold)
+    board = trust.membership.board
+    own = [key for key in desk.keys.board if public_of(key).raw.hex() in board.keys]
+    if len(own) < board.threshold:
+        raise GovernanceError(
+            f"{board.threshold} of the board must sign a study, {len(own)} of its keys are here: "
+            "have the others sign the offer"
+        )
+    document = made.signed(*own)
+    desk.store.studies.propose(made.digest, study.study.name, document, desk.clock())
+    return made
+
+
+def find(desk: Desk, begin: str) -> StoredStudy:
+    """Return the one study whose digest or name begins so.
+
+    Raises:
+        ConfigError: none does, or several.
+    """
+    found = [
+        one
+        for one in desk.store.studies.studies()
+        if one.digest.startswith(begin) or one.name == begin
+    ]
+    if len(found) != 1:
+        known = ", ".join(f"{one.digest[:12]} {one.name!r}" for one in desk.store.studies.studies())
+        raise ConfigError(
+            f"{len(found)} studies are called {begin!r}, expected one of: {known or 'none yet'}"
+        )
+    return found[0]
+
+
+def change(desk: Desk, study: StoredStudy, state: State) -> bool:
+    """Open, pause or close a study; return whether it was in another state.
+
+    Raises:
+        ConfigError: there is no way from its state to this one.
+        StorageError: it cannot be kept.
+    """
+    if study.state == state:
+        return False
+    event = _EVENTS.get((study.state, state), "study_closed" if state == "closed" else None)
+    if event is not None:
+        desk.audit.append(event, study=study.digest)
+    return desk.store.studies.change_state(study.digest, state, desk.clock())
+
+
+def offered(desk: Desk, study: StoredStudy) -> StudyOffer:
+    """Return a study's offer, its signatures checked."""
+    trust = desk.registry.trust()
+    return StudyOffer.read(study.document, trust.board, trust.membership.board.threshold)

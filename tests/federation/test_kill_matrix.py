@@ -1,0 +1,194 @@
+"""Every part is killed at every stage, and the study finishes; nothing counts twice.
+
+Each case runs a private study of its own on one real federation (processes, TLS, Flower) and then
+asks: are all rounds committed, is each site counted at most once a round, has each ledger charged
+at least what was counted, and do all logs hang together? How long each took to recover stands in
+docs/reliability.md.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import time
+
+import pytest
+from tests.federation.conftest import SITES, study_text
+
+from huizhen.client.ledger import Ledger
+from huizhen.protocol.statements import Record
+from huizhen.server.desk import open_desk
+from huizhen.server.home import Home
+from huizhen.simulations.live import paused
+from huizhen.storage.audit import AuditLog
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+SECONDS = 240
+
+
+def finish(live, digest):
+    """Wait for the end of a study and check everything that must hold then."""
+    live.wait_until_finished(digest, seconds=SECONDS)
+    counted = dict.fromkeys(SITES, 0)
+    with open_desk(Home(live.folder / "coordinator-home" / "coordinator")) as desk:
+        stored = desk.store.rounds.records(digest)
+        key = desk.registry.trust().coordinator
+        chain = [Record.read(one.document, key) for one in stored]
+        assert [one.round for one in chain] == list(range(1, len(chain) + 1))
+        for one in chain:
+            sites = [each.site for each in one.counted]
+            assert len(set(sites)) == len(sites)
+            assert {*sites, *(each.site for each in one.absent)} == set(SITES)
+            for each in one.counted:
+                counted[each.site] += 1
+                assert desk.objects.has(each.payload)
+                receipt = desk.store.updates.receipt(digest, one.round, each.site, each.payload)
+                assert receipt is not None  # nothing is dropped in silence
+    for site in SITES:
+        folder = live.home_of(site) / "site"
+        with Ledger.open(folder / "ledger.sqlite") as ledger:
+            totals = ledger.verify()
+            [study] = [one for one in totals.studies if one.study == digest]
+            assert study.rounds_charged >= counted[site]
+        AuditLog.open(folder / "audit.sqlite").shut()
+    return chain
+
+
+def wait(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it does not happen"
+        time.sleep(0.05)
+
+
+def updates(live, digest, round):
+    with live.store() as store:
+        return [one.site for one in store.updates.updates(digest, round)]
+
+
+def code(live, site):
+    return json.loads((live.home_of(site) / "site" / "run" / "status.json").read_bytes())["code"]
+
+
+def kill_part(live, part):
+    os.kill(live.child(part), signal.SIGKILL)
+
+
+def restart(live, name):
+    live.kill(name)
+    live.start_coordinator() if name == "coordinator" else live.start_site(name)
+
+
+def test_nothing_is_killed(federation):
+    chain = finish(federation, federation.offer(study_text("quiet")))
+    assert all(len(one.counted) == 3 for one in chain)
+
+
+def test_the_coordinator_is_killed_before_it_can_aggregate(federation):
+    with paused(federation.pid("East")):
+        digest = federation.offer(study_text("before"))
+        wait(lambda: set(updates(federation, digest, 1)) == {"North", "South"})
+        restart(federation, "coordinator")
+    chain = finish(federation, digest)
+    assert all(len(one.counted) == 3 for one in chain)
+
+
+def test_the_coordinator_is_killed_while_it_aggregates(federation):
+    """At moments spread over a round: some of them fall between the last update and the commit."""
+    digest = federation.offer(study_text("during", rounds=8))
+    for number in range(4):
+        federation.wait_for(digest, number + 1, seconds=SECONDS)
+        time.sleep(0.3 * number)
+        restart(federation, "coordinator")
+    finish(federation, digest)
+
+
+def test_the_coordinator_is_killed_right_after_it_committed(federation):
+    digest = federation.offer(study_text("after"))
+    federation.wait_for(digest, 2, seconds=SECONDS)
+    restart(federation, "coordinator")
+    finish(federation, digest)
+
+
+def test_the_rounds_process_is_killed(federation):
+    digest = federation.offer(study_text("rounds"))
+    federation.wait_for(digest, 1, seconds=SECONDS)
+    kill_part(federation, "rounds")
+    finish(federation, digest)
+
+
+def test_the_superlink_is_killed(federation):
+    digest = federation.offer(study_text("superlink"))
+    federation.wait_for(digest, 1, seconds=SECONDS)
+    kill_part(federation, "superlink")
+    finish(federation, digest)
+
+
+def test_a_site_is_killed_while_it_trains(federation):
+    """It has charged its ledger: the round is trained again under the same charge."""
+    digest = federation.offer(study_text("training", steps=400, rounds=2))
+    ledger = federation.home_of("North") / "site" / "ledger.sqlite"
+
+    def is_charged():
+        with contextlib.suppress(Exception), Ledger.open(ledger) as opened:
+            return any(
+                one.study == digest and one.rounds_charged for one in opened.totals().studies
+            )
+        return False
+
+    wait(is_charged)
+    restart(federation, "North")
+    chain = finish(federation, digest)
+    assert all(len(one.counted) == 3 for one in chain)
+    with Ledger.open(ledger) as opened:
+        [study] = [one for one in opened.totals().studies if one.study == digest]
+        assert study.rounds_charged == 2  # not three
+
+
+def test_a_site_is_killed_while_it_uploads(federation):
+    """The edge stands still while the update is on its way; the same bytes are sent again."""
+    digest = federation.offer(study_text("upload"))
+    federation.wait_for(digest, 1, seconds=SECONDS)
+    with paused(federation.child("superlink")):
+        time.sleep(3)
+        restart(federation, "North")
+    finish(federation, digest)
+
+
+def test_a_site_is_slower_than_the_deadline(federation):
+    digest = federation.offer(study_text("slow", quorum=2, minutes=0.2))
+    with paused(federation.pid("East")):
+        federation.wait_for(digest, 2, seconds=SECONDS)
+    chain = finish(federation, digest)
+    late = [one for one in chain if "East" not in {each.site for each in one.counted}]
+    assert late
+    assert {each.code for one in late for each in one.absent} <= {"no_answer", "behind", "late"}
+
+
+def test_everything_is_killed_and_started_again(federation):
+    digest = federation.offer(study_text("everything"))
+    federation.wait_for(digest, 1, seconds=SECONDS)
+    for name in ("coordinator", *SITES):
+        federation.kill(name)
+    for name in SITES:
+        federation.start_site(name)
+    time.sleep(2)
+    federation.start_coordinator()
+    chain = finish(federation, digest)
+    assert all(len(one.counted) == 3 for one in chain)
+
+
+def test_a_site_stops_by_its_kill_file_and_goes_on_when_it_is_taken_away(federation):
+    digest = federation.offer(study_text("stop", quorum=3))
+    federation.wait_for(digest, 1, seconds=SECONDS)
+    federation.site("South", "stop")
+    begin = time.monotonic()
+    wait(lambda: not federation.is_running("South"), 10)
+    assert time.monotonic() - begin < 5
+    assert federation.forget("South") == 75
+    before = federation.round_of(digest)[0]
+    time.sleep(3)
+    assert federation.round_of(digest)[0] <= before + 1  # South's last answer may have been there
+    federation.site("South", "stop", "--off")
+    federation.start_site("South")
+    finish(federation, digest)
