@@ -96,7 +96,7 @@ _APPROVE = """examples:
   huizhen coordinator approve membership-4.json --key wang.pem     on anybody's machine
   huizhen coordinator approve membership-4.json                    at the coordinator: in force
 
-A change of members waits in the coordinator's folder board/ until enough of the board have signed.
+A change of members, or a study, waits in the coordinator's folder board/ until enough have signed.
 """
 _EXAMPLE = """examples:
   huizhen coordinator {}
@@ -150,7 +150,8 @@ def _up(args: argparse.Namespace) -> int:
     from huizhen.server.supervisor import up
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for name in ("alembic", "httpx"):  # they name every step and every request
+        logging.getLogger(name).setLevel(logging.WARNING)
     home = _home(args)
 
     def ready(addresses: Mapping[str, str]) -> None:
@@ -252,9 +253,10 @@ def _revoke(args: argparse.Namespace) -> int:
 
 
 def _approve(args: argparse.Namespace) -> int:
-    from huizhen.protocol.documents import countersign
+    from huizhen.protocol.documents import claimed, countersign
     from huizhen.protocol.errors import ConfigError, StorageError
     from huizhen.server.desk import open_desk
+    from huizhen.server.studies import accept
     from huizhen.storage.files import write_whole
     from huizhen.storage.keys import load_key
 
@@ -272,10 +274,17 @@ def _approve(args: argparse.Namespace) -> int:
     if not home.settings_file.exists():
         raise ConfigError("no coordinator is here: name your key with --key to sign the draft")
     with open_desk(home) as desk:
-        version = desk.registry.accept(document).membership.version
+        if "members" in claimed(document):
+            version = desk.registry.accept(document).membership.version
+            found: dict[str, Any] = {"membership": version}
+            text = f"membership {version} is in force"
+        else:
+            made = accept(desk, document)
+            found = {"study": made.digest}
+            text = f"study {made.digest} is offered to {', '.join(made.study['sites'])}"
     if args.json:
-        return _print_json({"membership": version, "in_force": True})
-    print(f"membership {version} is in force")
+        return _print_json({**found, "in_force": True})
+    print(text)
     return 0
 
 

@@ -182,7 +182,6 @@ class Agent:
                 if needs_renewal(self.home, self._clock()):
                     renew(self.home, self._clock)
                 self._standing.refresh(version=version("huizhen"), codes=[self.code])
-                self._note()
             except AllianceError as error:
                 logger.info("alliance service: code=%s", error.code)
                 if error.code == "revoked":
@@ -192,6 +191,8 @@ class Agent:
                 logger.exception("standing cannot be kept")
             except HuizhenError as error:
                 logger.warning("alliance service: %s", error)
+            with contextlib.suppress(StorageError):
+                self._note()
             self._stop.wait(REPORT_SECONDS)
 
     def _leave(self) -> None:

@@ -40,6 +40,7 @@ from huizhen.protocol.errors import (
 )
 from huizhen.protocol.statements import (
     Announcement,
+    Approval,
     Head,
     Refusal,
     StudyOffer,
@@ -291,7 +292,16 @@ class Answering:
 
     def _approval(self, policy: Policy, study: str) -> SignedApproval | None:
         data = self._home.study(study).approval()
-        return None if data is None else read_approval(data, policy, public_of(self._identity))
+        if data is None:
+            return None
+        with contextlib.suppress(ProtocolError):
+            signed = read_approval(data, policy, public_of(self._identity))
+            if signed.is_signed_by_site:
+                return signed
+        # Signed before the identity key was replaced: then by the key of its time.
+        issued = moment(Approval.of_body(claimed(data)).issued)
+        [key] = self._standing.trust.keys_at(self._standing.site, issued)
+        return read_approval(data, policy, key)
 
     def _warm(
         self, policy: Policy, offer: StudyOffer, approval: SignedApproval | None
@@ -306,7 +316,7 @@ class Answering:
         ledger = None
         place = policy.ledger_file(self._home.folder, cohort)
         if offer.agreed().is_private and place.exists():  # without one, the decision says so
-            seen = self._standing.witnessed_ledger(offer.digest)
+            seen = self._standing.witnessed_ledger(cohort)
             ledger = open_ledger(self._home, policy, cohort, seen, self._clock)
         self._site = TrainingSite(
             self._home, policy, offer, cohort, ledger=ledger, walls=self._walls

@@ -15,8 +15,8 @@ from huizhen.client.alliance import Alliance, Offered, open_alliance
 from huizhen.client.home import Home, StudyFolder
 from huizhen.protocol.audit_checkpoints import COORDINATOR, claimed_checkpoint, same_statement
 from huizhen.protocol.chain import Chain, ChainError
-from huizhen.protocol.documents import public_of
-from huizhen.protocol.errors import ConfigError, ForkError, ProtocolError
+from huizhen.protocol.documents import PublicKey, public_key, public_of
+from huizhen.protocol.errors import ConfigError, ForkError, PrivacyError, ProtocolError
 from huizhen.protocol.statements import (
     Head,
     Receipt,
@@ -84,7 +84,6 @@ class Standing:
         self._trust = Trust.begin(first, alliance=pins.alliance, board=pins.board, now=now)
         for document in later:
             self._trust = self._trust.follow(document, now=now)
-        self._heads: dict[str, Head] | None = None
         self._shown = 0
         self._book = book
 
@@ -195,25 +194,46 @@ class Standing:
         with self._lock:
             self._home.study(chain.study).keep_chain(chain)
 
-    def witnessed_ledger(self, study: str) -> Head | None:
-        """Return the ledger's head in the last update of a study that this site has signed.
+    def witnessed_ledger(self, cohort: str) -> Head | None:
+        """Return the furthest head of a cohort's ledger that this site has signed in an update.
 
-        The coordinator gives the update back, and cannot make one up. So a ledger that was restored
-        from a backup is found out before it is charged.
+        The coordinator gives back the last update of each study, and cannot make one up. So a
+        ledger that was restored from a backup is found out before it is charged, also by a study
+        that spent nothing since. Which cohort a study is of, this site's log says.
 
         Raises:
             AllianceError: the coordinator cannot be reached, or refuses.
+            PrivacyError: this site has signed an update of a study that its log does not know.
         """
-        if self._heads is None:
-            with self._open() as alliance:
-                documents = alliance.last_updates()
-            own, found = [public_of(self._identity)], {}
-            for document in documents:
-                update = Update.read(document, own)
-                if update.ledger is not None:
-                    found[update.study] = update.ledger
-            self._heads = found
-        return self._heads.get(study)
+        with self._open() as alliance:
+            documents = alliance.last_updates()
+        approved: dict[str, set[str]] = {}
+        for entry in self._audit.entries():
+            if entry.event == "approval_given":
+                approved.setdefault(entry.facts["study"], set()).add(entry.facts["cohort"])
+        last: Head | None = None
+        for document in documents:
+            update = Update.read(document, self._own_keys())
+            if update.ledger is None:
+                continue
+            if update.study not in approved:
+                raise PrivacyError(
+                    f"this site has answered study {update.study[:12]}, which its log does not "
+                    "know: the folder is an older copy, its ledger may lack what was spent"
+                )
+            is_ours = approved[update.study] == {cohort}  # approved for two, it tells of neither
+            if is_ours and (last is None or update.ledger.size > last.size):
+                last = update.ledger
+        return last
+
+    def _own_keys(self) -> list[PublicKey]:
+        """Return the keys that this site signs with, and those that it did before."""
+        members = self.trust.membership.members
+        former = [old for one in members if one.site == self.site for old in one.former]
+        return [
+            public_of(self._identity),
+            *(public_key(bytes.fromhex(old.identity)) for old in former),
+        ]
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[Alliance]:

@@ -52,6 +52,8 @@ class Invitation(BaseModel):
         """Return a text without the token."""
         return f"Invitation(site={self.site!r}, alliance={self.pins.alliance!r})"
 
+    __str__ = __repr__
+
     def to_bytes(self) -> bytes:
         """Return the file's bytes."""
         value = self.model_dump(mode="json", by_alias=True)

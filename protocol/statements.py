@@ -142,7 +142,7 @@ class Statement(_Part):
             first = error.errors(include_input=False, include_url=False)[0]
             place = ".".join(str(part)[:40] for part in first["loc"])
             raise WireError(f"{cls.kind} has a wrong {place!r}: {first['msg'][:200]}") from error
-        if "schema" not in body:  # its default is for writers
+        if type(body.get("schema")) is not int:  # its default is for writers, and true is no 1
             raise WireError(f"{cls.kind} has no 'schema', expected 1")
         return made
 

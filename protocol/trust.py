@@ -19,6 +19,7 @@ from huizhen.protocol.errors import ProtocolError
 from huizhen.protocol.statements import Board, Member, Membership, digest_of, moment
 
 CLOCK_MARGIN = timedelta(minutes=5)
+COORDINATOR = "coordinator"  # its name in logs; no site has it
 
 Code: TypeAlias = Literal[
     "wrong_alliance", "old_version", "gap", "fork", "not_signed", "from_the_future", "malformed",
@@ -205,6 +206,8 @@ def _check_possible(found: Membership) -> None:
         if len(set(values)) != len(values):
             raise TrustError("malformed", f"two members have the same {what}")
     for member in found.members:
+        if member.site == COORDINATOR:
+            raise TrustError("malformed", "a member has the coordinator's name")
         if (member.status == "revoked") != (member.until is not None):
             raise TrustError("malformed", f"member {member.site!r} is revoked without a time")
 

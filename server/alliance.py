@@ -138,6 +138,9 @@ class AllianceService(stubs.AllianceServicer):
         said = kind.read(data, keys)
         if said.alliance != desk.alliance:
             raise ProtocolError("document is of another alliance")
+        self._of_study(context, said.study)
+        if any(one.document == data for one in desk.store.studies.consents(said.study, site)):
+            return wire.Nothing()  # the same again changes nothing, not even the log
         if isinstance(said, Approval):
             desk.audit.append("approval_received", study=said.study, site=site)
             desk.store.studies.add_approval(

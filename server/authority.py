@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -76,7 +77,7 @@ class Authority:
             asked = x509.load_pem_x509_csr(request.encode())
             public = asked.public_key()
             is_signed = asked.is_signature_valid
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise ProtocolError("certificate request is not PKCS #10, PEM") from error
         if not is_signed or not isinstance(public, ec.EllipticCurvePublicKey):
             raise ProtocolError("certificate request is not signed by a key on a NIST curve")

@@ -170,7 +170,7 @@ class Conductor:
             if consent.kind != "approval" or site not in offer.study["sites"]:
                 continue
             try:
-                approval = Approval.read(consent.document, trust.keys_at(site, consent.issued))
+                approval = Approval.read(consent.document, trust.keys_at(site, consent.received))
                 trust.member(site)
             except ProtocolError:
                 continue

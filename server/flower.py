@@ -26,7 +26,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, Rec
 from flwr.app.message import remove_content_from_message
 from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import SUPERLINK_NODE_ID
-from flwr.common.serde import fab_to_proto, message_from_proto, message_to_proto
+from flwr.common.serde import fab_to_proto, message_to_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
     RegisterNodeRequest,
@@ -59,11 +59,8 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import (
-    ObjectPullError,
     ObjectPushError,
-    ObjectUnavailableError,
     inflate_object_from_contents,
-    pull_objects,
     push_objects,
 )
 from flwr.supercore.interceptors import (
@@ -233,6 +230,8 @@ class Run:
         """Use a client that has claimed the run's task."""
         self._client, self.number, self.is_lost = client, number, False
         self._node = Node(node_id=SUPERLINK_NODE_ID)
+        self._coming: dict[str, _Coming] = {}
+        # answers whose parts are not all there, by the name of the message
 
     def online(self) -> set[int]:
         """Return the numbers of the nodes that are there now."""
@@ -250,6 +249,9 @@ class Run:
             payload: what belongs to it; sent to SuperLink once for all.
             seconds: how long an answer is waited for.
         """
+        now = time.monotonic()
+        for name in [n for n, one in self._coming.items() if now - one.since > _PULL_SECONDS]:
+            del self._coming[name]  # of a round that closed without it
         content = pack(document, payload)
         made = [Message(content, node, MessageType.TRAIN, ttl=seconds) for node in nodes]
         with no_object_id_recompute():
@@ -284,57 +286,73 @@ class Run:
         return {message.metadata.dst_node_id: name for message, name in names if name}
 
     def pull(self, name: str, *, max_bytes: int) -> Reply | NoReply | None:
-        """Return what came back for a message; None while nothing has.
+        """Return what came back for a message; None while nothing has, or not yet all of it.
+
+        A node announces its answer before it sends the parts, and may never send them: so nothing
+        here waits for a part, and nobody keeps the others waiting.
 
         Args:
             name: as ``push`` gave it.
-            max_bytes: of the payload; a larger one is refused before it is fetched.
+            max_bytes: of the payload; a larger one is refused before all of it is fetched.
         """
-        request = PullAppMessagesRequest(message_ids=[name])
-        response = self._call(self._client.PullMessages, request)
-        if not response.messages_list:
-            return None
-        head, tree = message_from_proto(response.messages_list[0]), response.message_object_trees[0]
-        if head.has_error():
-            self._confirm(head.metadata.message_id)
-            return NoReply("no_answer")
-        names = [part.object_id for part in iterate_object_tree(tree)]
-        if len(names) > 16 + max_bytes // _SMALLEST_CHUNK:
-            self._confirm(head.metadata.message_id)
-            return NoReply("too_large")
-        taken, lock = 0, threading.Lock()
-
-        def pull(part: str) -> bytes:
-            nonlocal taken
-            found = self._call(
-                self._client.PullObject,
-                PullObjectRequest(node=self._node, run_id=self.number, object_id=part),
+        coming = self._coming.get(name)
+        if coming is None:
+            response = self._call(
+                self._client.PullMessages, PullAppMessagesRequest(message_ids=[name])
             )
-            if not found.object_found:
-                raise ObjectPullError(part, "not found")
+            if not response.messages_list:
+                return None
+            head, tree = response.messages_list[0], response.message_object_trees[0]
+            parts = [part.object_id for part in iterate_object_tree(tree)]
+            coming = self._coming[name] = _Coming(
+                head.metadata.message_id, tree.object_id, parts, list(parts), time.monotonic()
+            )
+            if head.HasField("error"):
+                return self._done(name, coming, NoReply("no_answer"))
+            if len(parts) > 16 + max_bytes // _SMALLEST_CHUNK:
+                return self._done(name, coming, NoReply("too_large"))
+        while coming.missing:  # only looked at: many answers may be on their way at a time
+            found = self._part(coming.missing[-1])
+            if found is None:
+                return self._done(name, coming, NoReply("no_answer"))
             if not found.object_available:
-                raise ObjectUnavailableError(part)
-            with lock:
-                taken += len(found.object_content)
-                if taken > max_bytes + _FRAMING:
-                    raise _TooLargeError
-            return bytes(found.object_content)
+                if time.monotonic() - coming.since > _PULL_SECONDS:
+                    return self._done(name, coming, NoReply("no_answer"))
+                return None
+            coming.seen_bytes += len(found.object_content)
+            if coming.seen_bytes > max_bytes + _FRAMING:
+                return self._done(name, coming, NoReply("too_large"))
+            coming.missing.pop()
+        return self._done(name, coming, self._whole(coming))
 
+    def _whole(self, coming: "_Coming") -> Reply | NoReply:
+        """Fetch an answer whose parts are all there."""
+        parts = {}
+        for part in coming.parts:
+            found = self._part(part)
+            if found is None or not found.object_available:
+                return NoReply("no_answer")
+            parts[part] = bytes(found.object_content)
         try:
-            parts = pull_objects(
-                names, pull, max_time=_PULL_SECONDS, initial_backoff=0.02, backoff_cap=1.0
-            )
-            whole: Any = inflate_object_from_contents(tree.object_id, parts)
-            document, payload = unpack(whole)
-        except _TooLargeError:
-            return NoReply("too_large")
-        except ObjectPullError:
-            return NoReply("no_answer")
+            whole: Any = inflate_object_from_contents(coming.root, parts)
+            return Reply(*unpack(whole))
         except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
             return NoReply("malformed")
-        finally:
-            self._confirm(head.metadata.message_id)
-        return Reply(document, payload)
+
+    def _part(self, part: str) -> Any:
+        """Return what SuperLink says of a part, None where it knows none."""
+        request = PullObjectRequest(node=self._node, run_id=self.number, object_id=part)
+        found = self._call(self._client.PullObject, request)
+        return found if found.object_found else None
+
+    def _done(self, name: str, coming: "_Coming", answer: Reply | NoReply) -> Reply | NoReply:
+        """Have SuperLink forget an answer, and return it."""
+        del self._coming[name]
+        request = ConfirmMessageReceivedRequest(
+            node=self._node, run_id=self.number, message_object_id=coming.message
+        )
+        self._call(self._client.ConfirmMessageReceived, request)
+        return answer
 
     def beat(self) -> None:
         """Say that the run's app is alive."""
@@ -345,12 +363,6 @@ class Run:
         """Say that the run is over."""
         with contextlib.suppress(ProtocolError):
             _call(self._client.PushTaskOutput, PushTaskOutputRequest(sub_status="completed"))
-
-    def _confirm(self, name: str) -> None:
-        request = ConfirmMessageReceivedRequest(
-            node=self._node, run_id=self.number, message_object_id=name
-        )
-        self._call(self._client.ConfirmMessageReceived, request)
 
     def _call(self, function: Callable[[Any], T], request: Any) -> T:
         """Call the SuperLink, over and over while it restarts.
@@ -453,8 +465,21 @@ class FlowerRefusedError(ProtocolError):
         self.code = code
 
 
-class _TooLargeError(Exception):
-    """A reply has more bytes than any update."""
+@dataclass(slots=True)
+class _Coming:
+    """An answer that a node has announced."""
+
+    message: str
+    # Flower's name of it
+    root: str
+    parts: list[str]
+    # the whole tree, by digest
+    missing: list[str]
+    # those that were not seen at SuperLink
+    since: float
+    # on the monotonic clock
+    seen_bytes: int = 0
+    # of the parts that were seen
 
 
 def _claim(address: str, ca: bytes, secret: bytes, number: int) -> str:

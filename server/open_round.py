@@ -89,8 +89,8 @@ class OpenRound:
         for update in parts.store.updates.updates(self.digest, self.round):
             self._take_again(update)
         self._codes: dict[str, str] = {}
-        self._announcements: set[str] = {
-            digest_of(one.announcement)
+        self._announcements: dict[str, int] = {
+            digest_of(one.announcement): one.attempt
             for one in parts.store.rounds.attempts(self.digest, self.round)
         }
         self.document = b""
@@ -151,7 +151,7 @@ class OpenRound:
                 deadline=self.deadline,
             )
         )
-        self._announcements.add(digest_of(self.document))
+        self._announcements[digest_of(self.document)] = self.attempt
         self._parts.audit.append(
             "round_announced",
             study=self.digest,
@@ -305,7 +305,9 @@ class OpenRound:
             found = parse_metrics(payload, self.study)
         except ProtocolError:
             return "malformed"
-        return self._state if found.site == site else "wrong_site"
+        if found.site != site:
+            return "wrong_site"
+        return self._state if found.round == self.study.rounds.count else "wrong_round"
 
     def _check(self, site: str, said: Update | Refusal, payload: bytes) -> str | None:
         """Return why an answer is not one to this round."""
@@ -315,7 +317,7 @@ class OpenRound:
             return "wrong_study"
         if said.round != self.round:
             return "wrong_round"
-        if said.announcement not in self._announcements:
+        if self._announcements.get(said.announcement) != said.attempt:
             return "wrong_announcement"
         if site not in self.sites:
             return "not_approved"

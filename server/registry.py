@@ -36,7 +36,7 @@ from huizhen.protocol.statements import (
     moment,
     stamp,
 )
-from huizhen.protocol.trust import Trust
+from huizhen.protocol.trust import Trust, check_change
 from huizhen.server.authority import Authority, fingerprint, pem
 from huizhen.server.home import PublicTerms
 from huizhen.server.store import Store
@@ -90,6 +90,8 @@ class Registry:
         self._store, self._audit, self._keys, self._clock = store, audit, keys, clock
         self._alliance, self._board, self._drafts = alliance, board, drafts
         self._trust: Trust | None = None
+        self._certified: dict[str, tuple[str, str]] = {}
+        # what each site asked last, by digest, and its certificate: a replay gets no other
         self._lock = threading.Lock()
 
     def found(self) -> None:
@@ -99,7 +101,7 @@ class Registry:
             WaitingForBoardError: the board must sign it.
         """
         if self._store.members.latest_membership() is None:
-            self._propose(1, None, self._board, ())
+            self._propose(self._made(None, ()))
 
     def trust(self) -> Trust:
         """Return the newest membership, its whole history checked; for any thread.
@@ -167,25 +169,26 @@ class Registry:
         if digest_of(token.encode()) != said.token:
             raise ProtocolError("enrolment is for another token")
         _check_node_key(said.node_key)
-        now = self._clock()
+        now, held = self._clock(), self.trust()
+        joined = Member(
+            site=said.site,
+            identity=said.identity,
+            node_key=said.node_key,
+            status="active",
+            since=stamp(now),
+            until=None,
+            former=(),
+        )
+        is_new = all(member.site != said.site for member in held.membership.members)
+        changed = self._made(held, (*held.membership.members, joined)) if is_new else None
+        member = joined if is_new else held.member(said.site)
         self._store.members.use_invitation(said.token, said.site, now, key=said.identity)
-        member = self._member(said.site)
-        if member is None:
-            joined = Member(
-                site=said.site,
-                identity=said.identity,
-                node_key=said.node_key,
-                status="active",
-                since=stamp(now),
-                until=None,
-                former=(),
-            )
-            held = self.trust()
+        if changed is not None:
             self._audit.append("site_enrolled", site=said.site, identity=said.identity)
-            self._propose_after(held, (*held.membership.members, joined))
+            self._propose(changed)
         elif (member.identity, member.node_key) != (said.identity, said.node_key):
             raise ProtocolError(f"site {said.site!r} is a member with other keys")
-        certificate = self._certify(said.site, said.request)
+        certificate = self._certify(said.site, said.request, document)
         return certificate, tuple(one.document for one in self._store.members.memberships())
 
     def renew(self, document: bytes) -> str:
@@ -197,13 +200,14 @@ class Registry:
         site = str(claimed(document).get("site"))
         said = Renewal.read(document, self.trust().keys(site))
         self._check_time(said.alliance, said.issued)
-        return self._certify(said.site, said.request)
+        return self._certify(said.site, said.request, document)
 
     def rotate(self, document: bytes) -> None:
         """Put a member's new identity key in force.
 
         Raises:
-            ProtocolError: it is not signed by the member's key and by the new one.
+            ProtocolError: it is not signed by the member's key and by the new one, or the new one
+                is or was somebody's.
             WaitingForBoardError: the board must sign.
         """
         said = Rotation.of(_self_signed(document, "rotation", "old", "new"))
@@ -216,8 +220,9 @@ class Registry:
             raise ProtocolError(f"site {said.site!r} has another key than the rotation replaces")
         former = (*member.former, Former(identity=said.old, until=stamp(self._clock())))
         changed = member.model_copy(update={"identity": said.new, "former": former})
+        made = self._made(held, _replaced(held.membership.members, changed))
         self._audit.append("key_rotated", old=said.old, new=said.new)
-        self._propose_after(held, _replaced(held.membership.members, changed))
+        self._propose(made)
 
     def revoke(self, site: str) -> None:
         """Shut a member out for ever.
@@ -230,8 +235,9 @@ class Registry:
         member = held.member(site)
         now = self._clock()
         changed = member.model_copy(update={"status": "revoked", "until": stamp(now)})
+        made = self._made(held, _replaced(held.membership.members, changed))
         self._audit.append("site_revoked", site=site)
-        self._propose_after(held, _replaced(held.membership.members, changed))
+        self._propose(made)
 
     def accept(self, document: bytes) -> Trust:
         """Put a membership in force that the board has signed elsewhere.
@@ -250,25 +256,31 @@ class Registry:
         self._draft(version).unlink(missing_ok=True)
         return self.trust()
 
-    def _member(self, site: str) -> Member | None:
-        return next((m for m in self.trust().membership.members if m.site == site), None)
+    def _made(self, held: Trust | None, members: Sequence[Member]) -> Membership:
+        """Return the membership with these members that follows the one that is held.
 
-    def _propose_after(self, held: Trust, members: Sequence[Member]) -> None:
-        self._propose(held.membership.version + 1, held.digest, held.membership.board, members)
+        Raises:
+            ProtocolError: no site would follow it, so that it must not be signed.
+        """
+        before = None if held is None else held.membership
+        try:
+            made = Membership(
+                alliance=self._alliance,
+                version=1 if before is None else before.version + 1,
+                previous=None if held is None else held.digest,
+                issued=stamp(self._clock()),
+                board=self._board if before is None else before.board,
+                coordinator=public_of(self._keys.identity).raw.hex(),
+                members=tuple(members),
+            )
+        except ValueError as error:
+            raise ProtocolError("membership would be larger than one may be") from error
+        check_change(before, made)
+        return made
 
-    def _propose(
-        self, version: int, previous: str | None, board: Board, members: Sequence[Member]
-    ) -> None:
+    def _propose(self, made: Membership) -> None:
         """Put a membership in force, or leave it for the board to sign."""
-        made = Membership(
-            alliance=self._alliance,
-            version=version,
-            previous=previous,
-            issued=stamp(self._clock()),
-            board=board,
-            coordinator=public_of(self._keys.identity).raw.hex(),
-            members=tuple(members),
-        )
+        version, board = made.version, made.board
         own = [key for key in self._keys.board if public_of(key).raw.hex() in board.keys]
         if len(own) >= board.threshold:
             document = made.signed(*own)
@@ -287,7 +299,10 @@ class Registry:
     def _draft(self, version: int) -> Path:
         return self._drafts / f"membership-{version}.json"
 
-    def _certify(self, site: str, request: str) -> str:
+    def _certify(self, site: str, request: str, asked: bytes) -> str:
+        digest, given = self._certified.get(site, ("", ""))
+        if digest == digest_of(asked):
+            return given
         now = self._clock()
         made = self._keys.authority.for_site(site, request, now)
         self._audit.append(
@@ -304,6 +319,7 @@ class Registry:
                 not_after=made.not_valid_after_utc,
             )
         )
+        self._certified[site] = (digest_of(asked), pem(made).decode())
         return pem(made).decode()
 
     def _check_time(self, alliance: str, issued: str) -> None:

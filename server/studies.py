@@ -4,12 +4,14 @@ from datetime import datetime
 
 from huizhen.protocol.adapter import Tensors, shapes_of
 from huizhen.protocol.documents import public_of
-from huizhen.protocol.errors import ConfigError, GovernanceError
+from huizhen.protocol.errors import ConfigError, ProtocolError
 from huizhen.protocol.statements import StudyOffer, stamp
 from huizhen.protocol.study import Study
 from huizhen.server.desk import Desk
+from huizhen.server.registry import WaitingForBoardError
 from huizhen.server.rounds import Coordinator
 from huizhen.server.store_studies import State, StoredStudy
+from huizhen.storage.files import write_whole
 from huizhen.strategies.catalogue import make_strategy
 from huizhen.strategies.stored import encode_state
 
@@ -31,7 +33,7 @@ def offer(desk: Desk, study: Study, first: Tensors, *, ends: datetime) -> StudyO
 
     Raises:
         ConfigError: the study cannot be run: its strategy, its quorum, a site that is no member.
-        GovernanceError: the board's keys are not here: it must sign.
+        WaitingForBoardError: enough of the board have yet to sign the draft.
         StorageError: it cannot be kept.
     """
     trust = desk.registry.trust()
@@ -56,13 +58,35 @@ def offer(desk: Desk, study: Study, first: Tensors, *, ends: datetime) -> StudyO
         return StudyOffer.read(kept.document, trust.board, trust.membership.board.threshold)
     board = trust.membership.board
     own = [key for key in desk.keys.board if public_of(key).raw.hex() in board.keys]
+    document = made.signed(*(own or [desk.keys.identity]))
     if len(own) < board.threshold:
-        raise GovernanceError(
-            f"{board.threshold} of the board must sign a study, {len(own)} of its keys are here: "
-            "have the others sign the offer"
+        place = desk.home.folder / "board" / f"study-{made.digest[:12]}.json"
+        write_whole(place, document)
+        raise WaitingForBoardError(
+            f"study {made.digest[:12]} waits for {board.threshold - len(own)} of the board to sign "
+            f"{place.name}"
         )
-    document = made.signed(*own)
     desk.store.studies.propose(made.digest, study.study.name, document, desk.clock())
+    return made
+
+
+def accept(desk: Desk, document: bytes) -> StudyOffer:
+    """Offer a study that the board has signed elsewhere, and return the offer; again is free.
+
+    Raises:
+        ProtocolError: too few of the board have signed, or it is no offer of this alliance.
+        StorageError: what its rounds start from is not here.
+    """
+    trust = desk.registry.trust()
+    made = StudyOffer.read(document, trust.board, trust.membership.board.threshold)
+    if made.alliance != desk.alliance:
+        raise ProtocolError(f"study is of alliance {made.alliance!r}, not {desk.alliance!r}")
+    study = made.agreed()
+    for digest in (made.adapter, made.state):
+        desk.objects.get(digest)
+    desk.store.studies.propose(made.digest, study.study.name, document, desk.clock())
+    draft = desk.home.folder / "board" / f"study-{made.digest[:12]}.json"
+    draft.unlink(missing_ok=True)
     return made
 
 

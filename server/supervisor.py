@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import IO
 
 import grpc
 import uvicorn
@@ -89,9 +90,7 @@ class Child:
             self.pause = min(2 * self.pause, LONGEST_PAUSE_SECONDS)
         if time.monotonic() < self.again:
             return
-        if self.log.exists() and self.log.stat().st_size > MAX_LOG_BYTES:
-            self.log.replace(self.log.with_suffix(".old"))
-        with self.log.open("ab") as log:
+        with _open_log(self.log) as log:
             self.process = subprocess.Popen(  # noqa: S603 - our own command
                 self.command,
                 env=dict(self.environment),
@@ -114,6 +113,17 @@ class Child:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def _open_log(place: Path) -> IO[bytes]:
+    """Return a log to append to; on a full disk, nothing is kept but the part starts."""
+    try:
+        if place.exists() and place.stat().st_size > MAX_LOG_BYTES:
+            place.replace(place.with_suffix(".old"))
+        return place.open("ab")
+    except OSError as error:
+        logger.warning("no log of a part: file=%s %s", place.name, error.strerror)
+        return Path(os.devnull).open("ab")
 
 
 def die_with_parent() -> None:

@@ -13,7 +13,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -75,7 +76,7 @@ class Live:
         self._wait(lambda: b"coordinator is up" in log.read_bytes()[before:], "coordinator")
 
     def add_site(
-        self, site: str, records: Path, *, unit: str, epsilon: float = 8.0, threads: int = 1
+        self, site: str, records: Path, *, unit: str, epsilon: float = 8.0, min_sites: int = 3
     ) -> None:
         """Make a site and let it join.
 
@@ -84,7 +85,7 @@ class Live:
             records: its JSON lines.
             unit: the weakest unit of privacy that its policy allows.
             epsilon: its cap for one study, and the ledger's for all.
-            threads: of its worker.
+            min_sites: the fewest that a round may have, by its policy.
         """
         self.site(site, "init", "--site", site)
         folder = self.home_of(site) / "site"
@@ -95,11 +96,12 @@ class Live:
                 'unit = "patient" ': f'unit = "{unit}" ',
                 'data = "records.jsonl"': f"data = {json.dumps(str(records.absolute()))}",
                 "max_rounds_per_day = 48": "max_rounds_per_day = 100000",
+                "min_sites = 3": f"min_sites = {min_sites}",
             },
         )
         edit(
             folder / "site.toml",
-            {"threads = 1": f"threads = {threads}\nbases = {json.dumps(str(self.bases))}"},
+            {"threads = 1": f"threads = 1\nbases = {json.dumps(str(self.bases))}"},
         )
         invitation = self.folder / f"{site}.invitation"
         self.coordinator("invite", site, "--out", str(invitation))
@@ -111,9 +113,38 @@ class Live:
             )  # fmt: skip
         self.sites.append(site)
 
-    def start_site(self, site: str) -> None:
-        """Run a site's agent."""
-        self._start(site, "site", "run", "--home", str(self.home_of(site)))
+    def start_site(self, site: str, *, before: str = "") -> None:
+        """Run a site's agent.
+
+        Args:
+            site: its name.
+            before: Python that its process runs first: a clock that is wrong, say.
+        """
+        words = ("site", "run", "--home", str(self.home_of(site)))
+        if not before:
+            self._start(site, *words)
+            return
+        program = (
+            f"{before}\nimport sys\nfrom huizhen.cli.main import main\nsys.exit(main({words!r}))"
+        )
+        self._start(site, command=(sys.executable, "-c", program))
+
+    @property
+    def addresses_given(self) -> dict[str, str]:
+        """Where the coordinator is, as invitations say."""
+        names = ("fleet", "service", "door")
+        return {name: f"127.0.0.1:{self.port + number}" for number, name in enumerate(names)}
+
+    def addresses(self, site: str) -> dict[str, str]:
+        """Return where a site looks for the coordinator."""
+        terms = tomllib.loads((self.home_of(site) / "site" / "site.toml").read_text("utf-8"))
+        return dict(terms["coordinator"])
+
+    def set_addresses(self, site: str, addresses: Mapping[str, str]) -> None:
+        """Have a site that does not run look elsewhere for the coordinator."""
+        before = self.addresses(site)
+        changes = {f'"{before[name]}"': f'"{addresses[name]}"' for name in addresses}
+        edit(self.home_of(site) / "site" / "site.toml", changes)
 
     def offer(self, study: str) -> str:
         """Offer a study, have every site approve it, open it, and return its digest."""
@@ -176,9 +207,20 @@ class Live:
             process.kill()
             return process.wait()
 
+    def mend(self) -> None:
+        """Have the coordinator and every site run again, whatever was done to them."""
+        for name in ("coordinator", *self.sites):
+            if name in self._running and self.is_running(name):
+                continue
+            self._running.pop(name, None)
+            if name == "coordinator":
+                self.start_coordinator()
+            else:
+                self.start_site(name)
+
     def is_running(self, name: str) -> bool:
         """Return whether a coordinator or a site that was started has not ended."""
-        return self._running[name].poll() is None
+        return name in self._running and self._running[name].poll() is None
 
     def forget(self, name: str) -> int:
         """Return the exit code of one that has ended by itself."""
@@ -221,10 +263,10 @@ class Live:
         found: Mapping[str, Any] = json.loads(done.stdout)
         return found
 
-    def _start(self, name: str, *words: str) -> None:
+    def _start(self, name: str, *words: str, command: Sequence[str] = _COMMAND) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
             self._running[name] = subprocess.Popen(  # noqa: S603 - our own command
-                [*_COMMAND, *words], env=environment(), stdin=subprocess.DEVNULL,
+                [*command, *words], env=environment(), stdin=subprocess.DEVNULL,
                 stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
 

@@ -8,7 +8,9 @@ from huizhen.protocol import errors
 
 
 def leaves(cls):
-    return [cls, *(leaf for child in cls.__subclasses__() for leaf in leaves(child))]
+    """Return the tree of errors; kinds that other modules add have the code of their branch."""
+    own = [child for child in cls.__subclasses__() if child.__module__ == errors.__name__]
+    return [cls, *(leaf for child in own for leaf in leaves(child))]
 
 
 def test_each_kind_of_error_has_an_exit_code_of_its_own(monkeypatch, capsys):
@@ -29,7 +31,7 @@ def test_each_kind_of_error_has_an_exit_code_of_its_own(monkeypatch, capsys):
         assert captured.out == ""
         monkeypatch.undo()
     assert 0 not in codes.values()
-    branches = errors.HuizhenError.__subclasses__()
+    branches = [kind for kind in codes if kind.__bases__ == (errors.HuizhenError,)]
     assert len({codes[branch] for branch in branches}) == len(branches)
     assert codes[errors.BudgetExhaustedError] == codes[errors.PrivacyError]
 

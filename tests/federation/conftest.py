@@ -65,6 +65,6 @@ def federation(tmp_path_factory, home):
         for site in SITES:
             place = folder / f"{site}.jsonl"
             place.write_text(records(site), "utf-8")
-            live.add_site(site, place, unit="patient", epsilon=1e6)
+            live.add_site(site, place, unit="patient", epsilon=1e6, min_sites=2)
             live.start_site(site)
         yield live

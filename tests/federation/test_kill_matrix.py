@@ -9,21 +9,39 @@ docs/reliability.md.
 import contextlib
 import json
 import os
+import shutil
 import signal
+import subprocess
 import time
+from datetime import timedelta
 
 import pytest
 from tests.federation.conftest import SITES, study_text
+from tests.federation.fault_proxy import FaultProxy
 
+from huizhen.client.home import Home as SiteHome
+from huizhen.client.joining import request_of
 from huizhen.client.ledger import Ledger
 from huizhen.protocol.statements import Record
-from huizhen.server.desk import open_desk
+from huizhen.server.authority import pem
+from huizhen.server.desk import load_keys, now, open_desk
 from huizhen.server.home import Home
 from huizhen.simulations.live import paused
 from huizhen.storage.audit import AuditLog
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 SECONDS = 240
+
+
+@pytest.fixture(autouse=True)
+def mended(federation):
+    """Leave to the next case what this one found, also when it fails."""
+    yield
+    for site in SITES:
+        if federation.addresses(site) != federation.addresses_given:
+            federation.end(site)
+            federation.set_addresses(site, federation.addresses_given)
+    federation.mend()
 
 
 def finish(live, digest):
@@ -192,3 +210,134 @@ def test_a_site_stops_by_its_kill_file_and_goes_on_when_it_is_taken_away(federat
     federation.site("South", "stop", "--off")
     federation.start_site("South")
     finish(federation, digest)
+
+
+def test_the_network_is_cut_for_a_minute(federation):
+    terms = federation.addresses("South")
+    with contextlib.ExitStack() as proxies:
+        made = {
+            name: proxies.enter_context(FaultProxy(("127.0.0.1", int(address.split(":")[1]))))
+            for name, address in terms.items()
+        }
+        federation.end("South")
+        federation.set_addresses(
+            "South", {name: f"127.0.0.1:{proxy.port}" for name, proxy in made.items()}
+        )
+        federation.start_site("South")
+        digest = federation.offer(study_text("cut"))
+        federation.wait_for(digest, 1, seconds=SECONDS)
+        for proxy in made.values():
+            proxy.cut()
+        before = federation.round_of(digest)[0]
+        time.sleep(60)
+        assert federation.round_of(digest)[0] <= before + 1  # the quorum is three
+        for proxy in made.values():
+            proxy.heal()
+        chain = finish(federation, digest)
+        federation.end("South")
+    assert all(len(one.counted) == 3 for one in chain)
+
+
+_FAST = """
+import datetime, flwr.supercore.date as date, huizhen.cli.site_commands as commands
+shift, flower, own = datetime.timedelta(seconds=10), date.now, commands._now
+date.now, commands._now = (lambda: flower() + shift), (lambda: own() + shift)
+"""
+
+
+def test_a_clock_is_ten_seconds_fast(federation):
+    """Flower does not admit such a node; the others go on, and it does when the clock is right."""
+    federation.end("South")
+    try:
+        federation.start_site("South", before=_FAST)
+        wait(lambda: code(federation, "South") == "not_admitted")
+        digest = federation.offer(study_text("clock", quorum=2, minutes=0.2))
+        federation.wait_for(digest, 1, seconds=SECONDS)
+    finally:
+        federation.end("South")
+    federation.start_site("South")
+    chain = finish(federation, digest)
+    assert {"South"} == {each.site for each in chain[0].absent}
+
+
+def test_a_certificate_has_expired(federation):
+    """As after a month without power; the identity key asks for another one."""
+    home = SiteHome(federation.home_of("North") / "site")
+    federation.end("North")
+    keys = load_keys(Home(federation.folder / "coordinator-home" / "coordinator"))
+    old = keys.authority.for_site("North", request_of(home), now() - timedelta(days=30))
+    home.certificate.write_bytes(pem(old))
+    federation.start_site("North")
+    wait(lambda: home.has_certificate().not_valid_after_utc > now())
+    finish(federation, federation.offer(study_text("expired")))
+
+
+needs_mount = pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("mount") is None,
+    reason="a small disk is a tmpfs, which only root may mount",
+)
+
+
+@contextlib.contextmanager
+def small_disk(folder, mebibytes):
+    """Put a folder on a disk of its own that has little room left."""
+    copy = folder.with_name(folder.name + "-copy")
+    folder.rename(copy)
+    folder.mkdir(mode=0o700)
+    size = f"size={mebibytes}m"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", folder], check=True)
+    subprocess.run(["cp", "-a", f"{copy}/.", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["cp", "-a", f"{folder}/.", copy], check=True)
+        subprocess.run(["umount", folder], check=True)
+        folder.rmdir()
+        copy.rename(folder)
+
+
+def fill(folder):
+    """Take all room that is left, and return the file that has it."""
+    place = folder / "filler"
+    with place.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"\0" * 4096)
+    return place
+
+
+@needs_mount
+def test_the_disk_of_a_site_is_full(federation):
+    """Its log cannot be written, so nothing leaves; with room it goes on."""
+    federation.end("East")
+    with small_disk(federation.home_of("East"), 24) as folder:
+        federation.start_site("East")
+        digest = federation.offer(study_text("full", rounds=6))
+        federation.wait_for(digest, 1, seconds=SECONDS)
+        filler = fill(folder)
+        wait(lambda: not federation.is_running("East"))
+        assert federation.forget("East") == 7  # StorageError
+        stood = federation.round_of(digest)[0]
+        time.sleep(5)
+        assert federation.round_of(digest)[0] == stood
+        filler.unlink()
+        federation.start_site("East")
+        finish(federation, digest)
+        federation.end("East")
+
+
+@needs_mount
+def test_the_disk_of_the_coordinator_is_full(federation):
+    """No round is committed that is not on the disk; with room it goes on by itself."""
+    federation.end("coordinator")
+    with small_disk(federation.folder / "coordinator-home", 48) as folder:
+        federation.start_coordinator()
+        digest = federation.offer(study_text("no room", rounds=6))
+        federation.wait_for(digest, 1, seconds=SECONDS)
+        filler = fill(folder / "coordinator")
+        time.sleep(10)
+        stood = federation.round_of(digest)[0]
+        time.sleep(5)
+        assert federation.round_of(digest)[0] == stood < 6
+        filler.unlink()
+        finish(federation, digest)
+        federation.end("coordinator")
