@@ -68,7 +68,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         actions, "witness", "what was seen of the others' logs", _WITNESS_EXAMPLES, _witness
     )
     witness.add_argument(
-        "--book", type=Path, metavar="FILE", help="default: witness.sqlite beside the log"
+        "--book", type=Path, metavar="FILE", help="default: witnessed.sqlite beside the log"
     )
     witness.add_argument("--of", metavar="NAME", help="whose log, with --out")
     witness.add_argument("--out", type=Path, metavar="FILE.json", help="write its last checkpoint")
@@ -192,7 +192,7 @@ def _witness(args: argparse.Namespace) -> int:
 
     if (args.of is None) != (args.out is None):
         raise ConfigError("--of and --out go together: name the log and the new file")
-    with WitnessBook(party_file(args, args.book, "witness.sqlite")) as book:
+    with WitnessBook(party_file(args, args.book, "witnessed.sqlite")) as book:
         known = book.known()
     if args.out is not None:
         documents = [one.document for one in known if one.log == args.of]

@@ -348,7 +348,7 @@ def _new(args: argparse.Namespace) -> int:
     if args.json:
         return _print_json({"study": made.digest, "ends": made.ends})
     print(f"study {made.digest} is offered to {', '.join(study.sites)} until {made.ends}")
-    print(f"sites approve it with: huizhen site approve {made.digest[:12]}")
+    print(f"sites approve it with: huizhen site approve {made.digest[:12]} --cohort NAME")
     print(f"then: huizhen coordinator study open {made.digest[:12]}")
     return 0
 

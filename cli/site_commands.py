@@ -243,7 +243,7 @@ def _run(args: argparse.Namespace) -> int:
             print(f"site {agent.policy.site!r} is running; Ctrl-C stops it", flush=True)
             print(agent.walls.sentence, flush=True)
         agent.run(stop)
-    return ENDED.get(agent.code, 0)
+    return ENDED.get(agent.ended or "", 0)
 
 
 def _pause(args: argparse.Namespace) -> int:

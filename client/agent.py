@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from importlib.metadata import version
 
+from cryptography.hazmat.primitives.hashes import SHA256
+
 from huizhen.client.alliance import AllianceError
 from huizhen.client.answering import Answering
 from huizhen.client.flower import Fleet, FleetError, Request, connect
@@ -26,6 +28,7 @@ from huizhen.client.joining import needs_renewal, renew
 from huizhen.client.sandbox import probe
 from huizhen.client.standing import Standing, open_book
 from huizhen.protocol.errors import ConfigError, HuizhenError, StorageError
+from huizhen.protocol.statements import stamp
 from huizhen.storage.audit import AuditLog
 from huizhen.storage.files import make_folder, write_whole
 from huizhen.storage.keys import load_key, load_node_key
@@ -70,6 +73,8 @@ class Agent:
         self._fleet: Fleet | None = None
         self._is_sending = False
         self.code = "starting"
+        self.ended: str | None = None
+        # why the agent must not be started again by itself, see ENDED
 
     def run(self, stop: threading.Event) -> None:
         """Work until told to stop, or the kill file appears.
@@ -78,7 +83,14 @@ class Agent:
             StorageError: the log or the ledger cannot be written: nothing may leave.
         """
         self._stop = stop
+        if self.policy.is_stopped(self.home.folder):
+            self.code = self.ended = "stopped"
+            self._audit.shut()
+            self._book.shut()
+            self._note()
+            return
         self._audit.append("work_resumed", code="started")
+        self._log_policy()
         threads = [
             threading.Thread(target=self._watch, name="watch", daemon=True),
             threading.Thread(target=self._stand, name="standing", daemon=True),
@@ -92,7 +104,7 @@ class Agent:
                     self._work()
                     pause = 0.5
                 except FleetError as error:
-                    self.code = error.trouble
+                    self._say(error.trouble)
                     logger.warning("no connection: trouble=%s %s", error.trouble, error)
                     stop.wait(pause)
                     pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
@@ -116,7 +128,8 @@ class Agent:
         ) as fleet:
             self._fleet = fleet
             self._keep_node(fleet.node)
-            self.code, busy_until = "idle", 0.0
+            self._say("idle")
+            busy_until = 0.0
             try:
                 while not self._stop.is_set():
                     request = fleet.receive()
@@ -130,12 +143,13 @@ class Agent:
                 self._fleet = None
 
     def _handle(self, fleet: Fleet, request: Request) -> None:
-        self.code = "working"
+        self._say("working")
         answer = self._answering.answer(request.document, request.payload)
         if answer is None or self._stop.is_set():
-            self.code = "idle"
+            self._say("idle")
             return
-        self.code, self._is_sending = "sending", True
+        self._say("sending")
+        self._is_sending = True
         try:
             fleet.reply(request, answer.document, answer.payload)
         except FleetError as error:
@@ -144,7 +158,7 @@ class Agent:
             logger.info("answer not taken, it is kept: trouble=%s", error.trouble)
         finally:
             self._is_sending = False
-        self.code = "idle"
+        self._say("idle")
 
     def _watch(self) -> None:
         """Look for the kill file and the pause."""
@@ -160,7 +174,7 @@ class Agent:
 
     def _cut(self) -> None:
         """The kill file is there: end training and sending within a second."""
-        self.code = "stopped"
+        self.code = self.ended = "stopped"
         self._stop.set()
         self._answering.stop()
         if (fleet := self._fleet) is not None:
@@ -180,7 +194,7 @@ class Agent:
         while not self._stop.is_set():
             try:
                 if needs_renewal(self.home, self._clock()):
-                    renew(self.home, self._clock)
+                    self._renew()
                 self._standing.refresh(version=version("huizhen"), codes=[self.code])
             except AllianceError as error:
                 logger.info("alliance service: code=%s", error.code)
@@ -195,10 +209,29 @@ class Agent:
                 self._note()
             self._stop.wait(REPORT_SECONDS)
 
+    def _say(self, code: str) -> None:
+        """Set what ``site status`` shows; an end stays."""
+        if self.ended is None:
+            self.code = code
+
+    def _log_policy(self) -> None:
+        """Have the log name the policy that is in force."""
+        known = [one for one in self._audit.entries() if one.event == "policy_changed"]
+        digest = self.policy.digest()
+        if not known or known[-1].facts["policy"] != digest:
+            self._audit.append("policy_changed", policy=digest)
+
+    def _renew(self) -> None:
+        until = renew(self.home, self._clock)
+        found = self.home.has_certificate()
+        if found is not None:
+            fingerprint = found.fingerprint(SHA256()).hex()
+            self._audit.append("certificate_renewed", fingerprint=fingerprint, until=stamp(until))
+
     def _leave(self) -> None:
         """This site is out of the alliance: there is nothing left to do."""
         logger.error("this site is revoked: the agent ends")
-        self.code = "revoked"
+        self.code = self.ended = "revoked"
         self._stop.set()
         self._answering.stop()
 

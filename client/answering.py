@@ -107,8 +107,8 @@ class Answering:
         try:
             asked = self._verify(document, payload)
         except _RefusalError as refusal:
-            logger.warning("not answered: code=%s %s", refusal.code, refusal)
-            return None
+            logger.warning("not verified: code=%s %s", refusal.code, refusal)
+            return self._refuse_unverified(document, refusal.code)
         except ChainError as error:
             logger.warning("refused: code=%s %s", error.code, error)
             return self._refuse_unverified(document, error.code)

@@ -231,7 +231,10 @@ def _clock(home: Home, clock: Callable[[], datetime]) -> Finding:
         certificate=home.certificate,
     ) as alliance:
         notice = alliance.report(
-            version="doctor", codes=["doctor"], time=stamp(clock()), studies=[]
+            version="",
+            codes=[],
+            time=stamp(clock()),
+            studies=[],  # nothing is kept of it
         )
     skew = clock() - moment(notice.time)
     text = f"{skew.total_seconds():+.0f} s from the coordinator's"

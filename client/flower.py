@@ -324,3 +324,5 @@ def _call(function: Callable[[Any], T], request: Any) -> T:
         ) from error
     except ValueError as error:
         raise FleetError("unreachable", "the answer is not the coordinator's") from error
+    except RuntimeError as error:  # httpx, of a client that ``abort`` has closed
+        raise FleetError("unreachable", "the connection was cut here") from error

@@ -38,6 +38,7 @@ from huizhen.server.desk import Desk
 from huizhen.server.registry import WaitingForBoardError
 
 MAX_MESSAGE_BYTES = 8 << 20
+MAX_NUMBER = 1 << 53
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def _answered(method: Callable[..., T]) -> Callable[..., T]:
             context.abort(grpc.StatusCode.INTERNAL, "storage: the coordinator cannot write")
         except (ProtocolError, GovernanceError) as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"refused: {error}")
-        except HuizhenError:
+        except (HuizhenError, ValueError, OverflowError):
             logger.exception("a call failed: method=%s", method.__name__)
             context.abort(grpc.StatusCode.INTERNAL, "internal: look at the coordinator's log")
         raise AssertionError("abort raises")
@@ -100,7 +101,7 @@ class AllianceService(stubs.AllianceServicer):
     def Memberships(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         """Give the memberships after a version."""
         self._site(context)
-        found = self._desk.store.members.memberships(request.after)
+        found = self._desk.store.members.memberships(_after(request))
         return wire.Documents(data=[one.document for one in found])
 
     @_answered
@@ -157,14 +158,14 @@ class AllianceService(stubs.AllianceServicer):
     def Records(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         """Give the records of a study after a round."""
         self._of_study(context, request.study)
-        found = self._desk.store.rounds.records(request.study, request.after)
+        found = self._desk.store.rounds.records(request.study, _after(request))
         return wire.Documents(data=[one.document for one in found])
 
     @_answered
     def Receipts(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         """Give the site's receipts after a number."""
         site = self._site(context)
-        found = self._desk.store.updates.receipts(site, request.after)
+        found = self._desk.store.updates.receipts(site, _after(request))
         return wire.Numbered(
             documents=[
                 wire.NumberedDocument(number=one.number, data=one.document)
@@ -196,7 +197,7 @@ class AllianceService(stubs.AllianceServicer):
     def Heads(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         """Give how a log went on after a size."""
         site = self._site(context)
-        found = witnessing.heads(self._desk, site, request.log, request.after)
+        found = witnessing.heads(self._desk, site, request.log, _after(request))
         return wire.LogHeads(
             heads=[wire.LogHead(checkpoint=one, proof=proof) for one, proof in found]
         )
@@ -212,13 +213,14 @@ class AllianceService(stubs.AllianceServicer):
     def Report(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         """Take how the site is, and say what waits for it."""
         site = self._site(context)
-        self._desk.report(
-            site,
-            version=request.version,
-            codes=list(request.codes),
-            time=request.time,
-            studies=[(one.study, one.code) for one in request.studies],
-        )
+        if request.version:  # a doctor only asks for the time
+            self._desk.report(
+                site,
+                version=request.version,
+                codes=list(request.codes),
+                time=request.time,
+                studies=[(one.study, one.code) for one in request.studies],
+            )
         trust = self._desk.registry.trust()
         return wire.Notice(
             time=stamp(self._desk.clock()),
@@ -243,6 +245,11 @@ class AllianceService(stubs.AllianceServicer):
         if stored is None or site not in claimed(stored.document)["study"]["sites"]:
             raise ProtocolError(f"study {study[:12]!r} does not name site {site!r}")
         return site
+
+
+def _after(request: Any) -> int:
+    """Return what a caller has already, as a number that every database takes."""
+    return min(int(request.after), MAX_NUMBER)
 
 
 def make_servers(

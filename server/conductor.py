@@ -45,6 +45,16 @@ class _Asked:
     pause: float = FIRST_PAUSE_SECONDS
 
 
+@dataclass(frozen=True, slots=True)
+class _Late:
+    """A message that was not answered when its round closed."""
+
+    round: OpenRound
+    site: str
+    message: str
+    until: float
+
+
 @dataclass(slots=True)
 class _Work:
     """An open round and how its sites are asked."""
@@ -69,8 +79,12 @@ class Conductor:
         self._works: dict[str, _Work] = {}
         self._looked = -_LOOK_SECONDS
         self._online: set[int] = set()
+        self._late: list[_Late] = []
+        self._troubled: dict[str, float] = {}
+        # studies that rest, until a moment on the monotonic clock
         self._nodes: dict[str, int] = {}
         # Flower's number of each active member, by site
+        self._late_again = 0.0
         self._admitted = 0
         # the version of the membership whose nodes the SuperLink admits
 
@@ -109,9 +123,9 @@ class Conductor:
                 self._advance(study, work, run)
             except RunLostError:
                 raise
-            except ProtocolError as error:  # one study's trouble is not the others'
-                logger.error("study stops until it is looked at: study=%s %s", study[:12], error)
-                del self._works[study]
+            except ProtocolError as error:
+                self._trouble(study, error)
+        self._collect_late(run)
         return any(one.message for work in self._works.values() for one in work.asked.values())
 
     def _look(self, run: Run, control: Control) -> None:
@@ -129,10 +143,24 @@ class Conductor:
             if not store.rounds.lease(stored.digest, self._owner, LEASE_SECONDS, now):
                 continue
             held.add(stored.digest)
-            offer = StudyOffer.read(stored.document, trust.board, trust.membership.board.threshold)
-            self._take_up(offer, trust, now)
+            if time.monotonic() < self._troubled.get(stored.digest, 0.0):
+                continue
+            try:
+                threshold = trust.membership.board.threshold
+                offer = StudyOffer.read(stored.document, trust.board, threshold)
+                self._take_up(offer, trust, now)
+            except RunLostError:
+                raise
+            except ProtocolError as error:
+                self._trouble(stored.digest, error)
         for study in set(self._works) - held:  # paused, closed, or led by another process
             del self._works[study]
+
+    def _trouble(self, study: str, error: ProtocolError) -> None:
+        """Leave a study alone for a while: one study's trouble is not the others'."""
+        logger.error("study rests for a while: study=%s %s", study[:12], error)
+        self._troubled[study] = time.monotonic() + LONGEST_PAUSE_SECONDS
+        self._works.pop(study, None)
 
     def _take_up(self, offer: StudyOffer, trust: Trust, now: datetime) -> None:
         """Open the next round of a study, or tell its open one who may answer now."""
@@ -153,8 +181,14 @@ class Conductor:
         if self._admitted == trust.membership.version:
             return
         for member in trust.membership.members:
-            if member.status == "active":
+            if member.status != "active":
+                continue
+            try:
                 self._nodes[member.site] = control.admit(member.node_key.encode())
+            except RunLostError:
+                raise
+            except ProtocolError as error:  # it cannot be asked, the others can
+                logger.error("node is not admitted: site=%s %s", member.site, error)
         known = control.nodes()
         wanted = {m.node_key.encode() for m in trust.membership.members if m.status == "active"}
         for key in known.keys() - wanted:
@@ -195,6 +229,12 @@ class Conductor:
                 work.asked.clear()
             return
         record = open_round.close()
+        until = time.monotonic() + _MARGIN_SECONDS
+        self._late += [
+            _Late(open_round, site, asked.message, until)
+            for site, asked in work.asked.items()
+            if asked.message is not None
+        ]
         logger.info(
             "round committed: study=%s round=%s counted=%s record=%s",
             study[:12], open_round.round, len(open_round.counted), record[:12],
@@ -241,6 +281,19 @@ class Conductor:
             asked.again = time.monotonic() + asked.pause
             asked.pause = min(2 * asked.pause, LONGEST_PAUSE_SECONDS)
 
+    def _collect_late(self, run: Run) -> None:
+        """Tell sites that were too late that they were: nothing is dropped in silence."""
+        now = time.monotonic()
+        if now < self._late_again:
+            return
+        self._late_again = now + _LOOK_SECONDS
+        for late in list(self._late):
+            answer = run.pull(late.message, max_bytes=late.round.max_bytes)
+            if isinstance(answer, Reply):
+                late.round.receive_late(late.site, answer.document, answer.payload)
+            if answer is not None or now > late.until:
+                self._late.remove(late)
+
     def _finish(self, offer: StudyOffer, last: StoredRecord) -> None:
         """Release what the last round gave."""
         parts, now = self._parts, self._parts.clock()
@@ -264,6 +317,7 @@ class Conductor:
         """A new run knows nothing of the last one's messages; a new SuperLink, of no node."""
         for work in self._works.values():
             work.asked.clear()
+        self._late.clear()
         self._admitted, self._looked = 0, -_LOOK_SECONDS
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from huizhen.protocol.errors import ConfigError, StorageError
+from huizhen.protocol.errors import ConfigError, ProtocolError, StorageError
 from huizhen.protocol.statements import moment
 from huizhen.server.authority import Authority
 from huizhen.server.home import Home, Settings
@@ -89,7 +89,10 @@ class Desk:
             StorageError: it cannot be kept.
         """
         present = self.clock()
-        skew = (moment(time) - present).total_seconds()
+        try:
+            skew = (moment(time) - present).total_seconds()
+        except ValueError as error:
+            raise ProtocolError(f"time of site {site!r} is {time[:40]!r}, no time") from error
         status = SiteStatus(
             site=site,
             version=version[:40],

@@ -41,6 +41,8 @@ from huizhen.strategies.stored import decode_state, encode_state
 
 MAX_METRICS_BYTES = 1 << 20
 MAX_DOCUMENT_BYTES = 1 << 16
+KEPT_BACK = frozenset({"metrics_not_allowed", "privacy", "release_lost", "ledger_would_pass"})
+# why a site lets no metrics out, now or later
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +108,13 @@ class OpenRound:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The sites that may answer and have not."""
-        return tuple(site for site in self.sites if site not in self._payloads)
+        """The sites that may answer and have not; metrics that a site keeps are an answer."""
+        kept = self._codes if self.is_metrics else {}
+        return tuple(
+            site
+            for site in self.sites
+            if site not in self._payloads and kept.get(site) not in KEPT_BACK
+        )
 
     @property
     def is_due(self) -> bool:
@@ -218,6 +225,19 @@ class OpenRound:
         self._codes.pop(site, None)
         self._receipt(site, digest, None)
         return None
+
+    def receive_late(self, site: str, document: bytes, payload: bytes) -> None:
+        """Tell a site that its answer came after the round was closed.
+
+        Raises:
+            StorageError: it cannot be kept.
+        """
+        try:
+            said = _read(document, self.trust.keys(site))
+        except ProtocolError:
+            return
+        if isinstance(said, Update) and self._check(site, said, payload) is None:
+            self._refuse(site, "late", payload)
 
     def close(self) -> str:
         """Close the round for ever and return the digest of its record.

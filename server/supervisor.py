@@ -269,6 +269,7 @@ class _Served:
             port=int(port),
             ssl_certfile=None if home is None else str(home.certificate),
             ssl_keyfile=None if home is None else str(home.key("server")),
+            ws="none",
             log_level="warning",
             access_log=False,
             server_header=False,

@@ -293,7 +293,7 @@ def test_no_output_shows_the_bytes_of_a_key(run, log, home, key, membership, tmp
 
 @pytest.fixture
 def book(home):
-    with WitnessBook.create(home / "site" / "witness.sqlite") as book:
+    with WitnessBook.create(home / "site" / "witnessed.sqlite") as book:
         yield book
 
 
