@@ -54,7 +54,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from huizhen.protocol.errors import ProtocolError
+from huizhen.protocol.errors import ProtocolError, StorageError
 
 HEARTBEAT_SECONDS = 10.0
 # Flower takes a node for lost after two of them; its own nodes use 30
@@ -225,11 +225,16 @@ def connect(
 
     Raises:
         FleetError: the coordinator cannot be reached, or does not admit this node.
+        StorageError: the authority's certificate cannot be read.
     """
+    try:
+        authority = ca.read_bytes()
+    except OSError as error:
+        raise StorageError(f"cannot read {str(ca)!r}: {error.strerror}") from error
     client = FleetHttpClient.from_server_address(
         address,
         False,
-        str(ca),
+        authority,
         interceptors=[
             RuntimeVersionHttpInterceptor(component_name="SuperNode"),
             NodeAuthHttpInterceptor(key, key.public_key()),
@@ -315,7 +320,7 @@ def _call(function: Callable[[Any], T], request: Any) -> T:
             raise FleetError("run_over", "the coordinator has ended the run that asked") from error
         raise FleetError("unreachable", f"the coordinator answers with status {status}") from error
     except httpx.TransportError as error:
-        if any(word in str(error).lower() for word in ("certificate", "ssl", "tls")):
+        if "certificate" in str(error).lower():
             raise FleetError(
                 "tls", "the coordinator's certificate is not of this alliance"
             ) from error

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -232,6 +232,8 @@ class Run:
         self._node = Node(node_id=SUPERLINK_NODE_ID)
         self._coming: dict[str, _Coming] = {}
         # answers whose parts are not all there, by the name of the message
+        self._held = ""
+        # the one of them whose parts are kept as they come: one at a time fits into memory
 
     def online(self) -> set[int]:
         """Return the numbers of the nodes that are there now."""
@@ -311,7 +313,9 @@ class Run:
                 return self._done(name, coming, NoReply("no_answer"))
             if len(parts) > 16 + max_bytes // _SMALLEST_CHUNK:
                 return self._done(name, coming, NoReply("too_large"))
-        while coming.missing:  # only looked at: many answers may be on their way at a time
+        if self._held not in self._coming:
+            self._held = name
+        while coming.missing:
             found = self._part(coming.missing[-1])
             if found is None:
                 return self._done(name, coming, NoReply("no_answer"))
@@ -322,13 +326,15 @@ class Run:
             coming.seen_bytes += len(found.object_content)
             if coming.seen_bytes > max_bytes + _FRAMING:
                 return self._done(name, coming, NoReply("too_large"))
-            coming.missing.pop()
+            part = coming.missing.pop()
+            if self._held == name:  # of the others it is only seen that they are there
+                coming.held[part] = bytes(found.object_content)
         return self._done(name, coming, self._whole(coming))
 
     def _whole(self, coming: "_Coming") -> Reply | NoReply:
         """Fetch an answer whose parts are all there."""
-        parts = {}
-        for part in coming.parts:
+        parts, coming.held = coming.held, {}
+        for part in set(coming.parts) - parts.keys():
             found = self._part(part)
             if found is None or not found.object_available:
                 return NoReply("no_answer")
@@ -480,6 +486,7 @@ class _Coming:
     # on the monotonic clock
     seen_bytes: int = 0
     # of the parts that were seen
+    held: dict[str, bytes] = field(default_factory=dict)
 
 
 def _claim(address: str, ca: bytes, secret: bytes, number: int) -> str:

@@ -38,8 +38,10 @@ def mended(federation):
     """Leave to the next case what this one found, also when it fails."""
     yield
     for site in SITES:
+        (federation.home_of(site) / "site" / "STOP").unlink(missing_ok=True)
         if federation.addresses(site) != federation.addresses_given:
-            federation.end(site)
+            if federation.is_running(site):
+                federation.end(site)
             federation.set_addresses(site, federation.addresses_given)
     federation.mend()
 
@@ -284,16 +286,20 @@ def small_disk(folder, mebibytes):
     copy = folder.with_name(folder.name + "-copy")
     folder.rename(copy)
     folder.mkdir(mode=0o700)
-    size = f"size={mebibytes}m"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", folder], check=True)
-    subprocess.run(["cp", "-a", f"{copy}/.", folder], check=True)
+    shell("mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", folder)
+    shell("cp", "-a", f"{copy}/.", folder)
     try:
         yield folder
     finally:
-        subprocess.run(["cp", "-a", f"{folder}/.", copy], check=True)
-        subprocess.run(["umount", folder], check=True)
+        (folder / "filler").unlink(missing_ok=True)
+        shell("cp", "-a", f"{folder}/.", copy)
+        shell("umount", "--lazy", folder)  # whoever failed may still be in it
         folder.rmdir()
         copy.rename(folder)
+
+
+def shell(*words):
+    subprocess.run(words, check=True)  # noqa: S603 - our own words
 
 
 def fill(folder):
@@ -333,7 +339,7 @@ def test_the_disk_of_the_coordinator_is_full(federation):
         federation.start_coordinator()
         digest = federation.offer(study_text("no room", rounds=6))
         federation.wait_for(digest, 1, seconds=SECONDS)
-        filler = fill(folder / "coordinator")
+        filler = fill(folder)
         time.sleep(10)
         stood = federation.round_of(digest)[0]
         time.sleep(5)
