@@ -154,7 +154,7 @@ class Answering:
                 chain = standing.chain(study)
             if chain.round + 1 < asked.round or chain.parent != asked.parent:
                 with contextlib.suppress(AllianceError, ChainError):
-                    chain = standing.catch_up(study)
+                    standing.catch_up(study)
         except AllianceError as error:
             raise _RefusalError("alliance_unreachable", str(error)) from error
         except ChainError:
@@ -169,15 +169,8 @@ class Answering:
                 code="not_verified",
             )
             raise _RefusalError("not_verified", str(error)) from error
-        after, asked = chain.check(
-            document,
-            payload,
-            standing.trust.coordinator,
-            site=standing.site,
-            now=self._clock(),
-        )
-        standing.keep_chain(after)  # before it is answered: an older attempt is refused from now on
-        return asked
+        # Kept before it is answered: an older attempt is refused from now on.
+        return standing.accept(study, document, payload)
 
     def _train(self, asked: Announcement, document: bytes, payload: bytes) -> bytes:
         """Return the bytes that answer, paid for and in the log.

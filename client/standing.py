@@ -18,6 +18,7 @@ from huizhen.protocol.chain import Chain, ChainError
 from huizhen.protocol.documents import PublicKey, public_key, public_of
 from huizhen.protocol.errors import ConfigError, ForkError, PrivacyError, ProtocolError
 from huizhen.protocol.statements import (
+    Announcement,
     Head,
     Receipt,
     StudyOffer,
@@ -188,6 +189,21 @@ class Standing:
         folder = self._home.study(study)
         offer = folder.offer(self.trust)
         return folder.chain(Chain(alliance=self.alliance, study=study, result=offer.adapter))
+
+    def accept(self, study: str, document: bytes, payload: bytes) -> Announcement:
+        """Return an announcement that follows what was accepted of a study, and remember it.
+
+        Records come in on another thread: nothing of them is lost between looking and keeping.
+
+        Raises:
+            ChainError: it does not follow.
+        """
+        with self._lock:
+            after, asked = self.chain(study).check(
+                document, payload, self._trust.coordinator, site=self.site, now=self._clock()
+            )
+            self.keep_chain(after)
+        return asked
 
     def keep_chain(self, chain: Chain) -> None:
         """Keep how far a study has come."""
