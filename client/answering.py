@@ -40,7 +40,6 @@ from huizhen.protocol.errors import (
 )
 from huizhen.protocol.statements import (
     Announcement,
-    Approval,
     Head,
     Refusal,
     StudyOffer,
@@ -108,7 +107,9 @@ class Answering:
             asked = self._verify(document, payload)
         except _RefusalError as refusal:
             logger.warning("not verified: code=%s %s", refusal.code, refusal)
-            return self._refuse_unverified(document, refusal.code)
+            if refusal.code != "alliance_unreachable":
+                return None
+            return self._refuse_unverified(document, refusal.code)  # it will be asked again
         except ChainError as error:
             logger.warning("refused: code=%s %s", error.code, error)
             return self._refuse_unverified(document, error.code)
@@ -287,14 +288,13 @@ class Answering:
         data = self._home.study(study).approval()
         if data is None:
             return None
-        with contextlib.suppress(ProtocolError):
-            signed = read_approval(data, policy, public_of(self._identity))
-            if signed.is_signed_by_site:
-                return signed
-        # Signed before the identity key was replaced: then by the key of its time.
-        issued = moment(Approval.of_body(claimed(data)).issued)
-        [key] = self._standing.trust.keys_at(self._standing.site, issued)
-        return read_approval(data, policy, key)
+        own, *former = self._standing.own_keys()
+        for key in former:  # a consent from before the identity key was replaced still stands
+            with contextlib.suppress(ProtocolError):
+                signed = read_approval(data, policy, key)
+                if signed.is_signed_by_site:
+                    return signed
+        return read_approval(data, policy, own)
 
     def _warm(
         self, policy: Policy, offer: StudyOffer, approval: SignedApproval | None

@@ -229,7 +229,7 @@ class Standing:
                 approved.setdefault(entry.facts["study"], set()).add(entry.facts["cohort"])
         last: Head | None = None
         for document in documents:
-            update = Update.read(document, self._own_keys())
+            update = Update.read(document, self.own_keys())
             if update.ledger is None:
                 continue
             if update.study not in approved:
@@ -242,7 +242,7 @@ class Standing:
                 last = update.ledger
         return last
 
-    def _own_keys(self) -> list[PublicKey]:
+    def own_keys(self) -> list[PublicKey]:
         """Return the keys that this site signs with, and those that it did before."""
         members = self.trust.membership.members
         former = [old for one in members if one.site == self.site for old in one.former]
