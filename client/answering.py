@@ -27,7 +27,7 @@ from huizhen.client.standing import Standing
 from huizhen.client.trainer import TrainerError
 from huizhen.client.training_site import TrainingSite, open_ledger
 from huizhen.protocol.chain import ChainError
-from huizhen.protocol.documents import claimed, public_of
+from huizhen.protocol.documents import claimed
 from huizhen.protocol.errors import (
     BudgetExhaustedError,
     ConfigError,
