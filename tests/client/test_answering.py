@@ -199,12 +199,10 @@ def test_an_announcement_that_does_not_follow_is_refused_and_nothing_trains(
     assert (entry.event, entry.facts["code"]) == ("announcement_refused", code)
 
 
-def test_a_study_that_the_site_was_never_offered_is_refused(
-    site, plain, home, coordinator, trainers
-):
+def test_a_study_that_the_site_was_never_offered_gets_no_answer(site, plain, coordinator, trainers):
     _, asked = plain
     document = announce(coordinator, asked, study="6" * 64, parent="6" * 64)
-    assert code_of(site.answer(document, asked.adapter), home) == "not_verified"
+    assert site.answer(document, asked.adapter) is None
     assert trainers[0] == []
 
 

@@ -142,6 +142,21 @@ def test_pb_5_another_study_on_the_older_ledger_is_refused_too(
     assert rounds_trained(trainers) == [1]
 
 
+def test_pb_5_the_furthest_of_all_studies_binds(paid, coordinator, home, trainers, tmp_path):
+    """The backup is younger than the first study's last update, and older than the second's."""
+    _, asked = paid
+    second, backup = another(coordinator, home), tmp_path / "backup"
+    with answering_at(home) as site:
+        counted(asked, "North", site.answer(asked.document, asked.adapter))
+    copy(home.folder, backup)
+    with answering_at(home) as site:
+        counted(second, "North", site.answer(second.document, second.adapter))
+    bring_back(backup, home)
+    with answering_at(home) as site:
+        assert code_of(site.answer(asked.document, asked.adapter), home) == "privacy"
+    assert rounds_trained(trainers) == [1, 1]
+
+
 def test_pb_5_a_whole_folder_from_before_a_study_is_refused(
     paid, coordinator, home, trainers, tmp_path
 ):

@@ -392,11 +392,11 @@ def test_every_receipt_is_the_coordinator_s_and_names_what_came(alliance, opened
 
 @pytest.fixture
 def measured(alliance):
-    """A private study of one round, at its metrics."""
+    """A private study of two rounds that lets metrics out."""
     terms = {"unit": "patient", "epsilon": 8.0, "delta": 1e-4, "sampling_rate": 0.3}
     study = make_study(
         privacy={**terms, "metrics_epsilon": 0.5, "learning_rate": 0.5},
-        rounds={"count": 1, "local_steps": 2},
+        rounds={"count": 2, "local_steps": 2},
         task={"labels": ["a", "b", "c", "d"]},
     )
     return alliance, alliance.offer(study)
@@ -411,6 +411,7 @@ def counts(open_round):
 
 def test_metrics_are_taken_after_the_last_round_and_lies_among_them_refused(measured):
     alliance, offer = measured
+    close_first(alliance, offer)
     opened = close_first(alliance, offer)
     assert opened.is_metrics
 
@@ -423,7 +424,8 @@ def test_metrics_are_taken_after_the_last_round_and_lies_among_them_refused(meas
     assert said(SOUTH, epsilon_counts=0.6) == "malformed"
     assert said(SOUTH, counts={"right": 40}) == "malformed"
     assert said(SOUTH, study="6" * 64) == "malformed"
-    assert said(SOUTH, round=2) == "malformed"
+    assert said(SOUTH, round=3) == "malformed"
+    assert said(SOUTH, round=1) == "wrong_round"
     assert send(opened, SOUTH, SOUTH.signed(opened, b"{}")) == "malformed"
     assert send(opened, SOUTH, SOUTH.signed(opened, SOUTH.update(opened))) == "malformed"
     assert said(NORTH, counts=counts(opened) | {next(iter(counts(opened))): 12}) == "duplicate"
