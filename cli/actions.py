@@ -1,6 +1,7 @@
 """What the commands of a group have in common: ``--json``, ``--home`` and help with examples."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +38,9 @@ def ledger_path(arguments: argparse.Namespace) -> Path:
 
     path: Path | None = arguments.ledger
     return path or (arguments.home or default_home()) / "site" / "ledger.sqlite"
+
+
+def print_json(document: dict[str, Any]) -> int:
+    """Print a document for programs, and return the exit code of success."""
+    print(json.dumps({"schema": 1, **document}, ensure_ascii=False, indent=1))
+    return 0

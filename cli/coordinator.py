@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huizhen.cli.actions import add_action
+from huizhen.cli.actions import add_action, print_json
 
 if TYPE_CHECKING:
     from huizhen.server.home import Home
@@ -132,7 +132,7 @@ def _init(args: argparse.Namespace) -> int:
         except WaitingForBoardError as error:
             waiting = str(error)
     if args.json:
-        return _print_json({"folder": str(home.folder), "waiting": waiting})
+        return print_json({"folder": str(home.folder), "waiting": waiting})
     print(f"{home.folder} is the coordinator of {args.alliance!r}")
     if waiting:
         print(waiting)
@@ -179,7 +179,7 @@ def _invite(args: argparse.Namespace) -> int:
     except FileExistsError as error:
         raise ConfigError(f"{str(out)!r} exists: choose another --out") from error
     if args.json:
-        return _print_json({"invitation": str(out), "fingerprint": made.pins.fingerprint})
+        return print_json({"invitation": str(out), "fingerprint": made.pins.fingerprint})
     print(f"{out} lets {args.site!r} join until {made.expires}")
     print(f"fingerprint, to compare by telephone: {made.pins.fingerprint}")
     return 0
@@ -206,7 +206,7 @@ def _sites(args: argparse.Namespace) -> int:
                 }
             )
     if args.json:
-        return _print_json({"sites": rows})
+        return print_json({"sites": rows})
     _table(("site", "status", "since", "seen", "version", "codes"), rows)
     return 0
 
@@ -235,7 +235,7 @@ def _status(args: argparse.Namespace) -> int:
                 }
             )
     if args.json:
-        return _print_json({"studies": rows})
+        return print_json({"studies": rows})
     shown = [{**row, "study": str(row["study"])[:12]} for row in rows]
     _table(("study", "name", "state", "round", "of", "approved", "sites"), shown)
     return 0
@@ -247,7 +247,7 @@ def _revoke(args: argparse.Namespace) -> int:
     with open_desk(_home(args)) as desk:
         desk.registry.revoke(args.site)
     if args.json:
-        return _print_json({"revoked": args.site})
+        return print_json({"revoked": args.site})
     print(f"site {args.site!r} is out; its certificate and its node are refused from now on")
     return 0
 
@@ -267,7 +267,7 @@ def _approve(args: argparse.Namespace) -> int:
     if args.key is not None:
         write_whole(args.draft, countersign(document, load_key(args.key)))
         if args.json:
-            return _print_json({"draft": str(args.draft), "in_force": False})
+            return print_json({"draft": str(args.draft), "in_force": False})
         print(f"{args.draft} is signed; pass it on, the last one takes it to the coordinator")
         return 0
     home = _home(args)
@@ -283,7 +283,7 @@ def _approve(args: argparse.Namespace) -> int:
             found = {"study": made.digest}
             text = f"study {made.digest} is offered to {', '.join(made.study['sites'])}"
     if args.json:
-        return _print_json({**found, "in_force": True})
+        return print_json({**found, "in_force": True})
     print(text)
     return 0
 
@@ -310,7 +310,7 @@ def _runs(args: argparse.Namespace) -> int:
         last = desk.store.rounds.last_attempt(study.digest)
     is_open = last is not None and last.round > len(rows)
     if args.json:
-        return _print_json({"study": study.digest, "state": study.state, "rounds": rows})
+        return print_json({"study": study.digest, "state": study.state, "rounds": rows})
     _table(("round", "closed", "attempt", "counted", "absent", "adapter"), rows)
     if last is not None and is_open:
         print(f"round {last.round} is open, attempt {last.attempt}, until {last.deadline:%F %TZ}")
@@ -346,7 +346,7 @@ def _new(args: argparse.Namespace) -> int:
     with open_desk(_home(args)) as desk:
         made = offer(desk, study, first, ends=ends)
     if args.json:
-        return _print_json({"study": made.digest, "ends": made.ends})
+        return print_json({"study": made.digest, "ends": made.ends})
     print(f"study {made.digest} is offered to {', '.join(study.sites)} until {made.ends}")
     print(f"sites approve it with: huizhen site approve {made.digest[:12]} --cohort NAME")
     print(f"then: huizhen coordinator study open {made.digest[:12]}")
@@ -361,7 +361,7 @@ def _change(args: argparse.Namespace) -> int:
         study = find(desk, args.study)
         was_other = change(desk, study, args.state)
     if args.json:
-        return _print_json({"study": study.digest, "state": args.state, "changed": was_other})
+        return print_json({"study": study.digest, "state": args.state, "changed": was_other})
     print(f"study {study.name!r} is {args.state}{'' if was_other else ' already'}")
     return 0
 
@@ -377,8 +377,3 @@ def _table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
         values = [row[column] for column in columns]
         table.add_row(*(" ".join(v) if isinstance(v, list) else str(v or "") for v in values))
     Console(markup=False, highlight=False).print(table)
-
-
-def _print_json(document: dict[str, Any]) -> int:
-    print(json.dumps({"schema": 1, **document}, ensure_ascii=False, indent=1))
-    return 0

@@ -2,11 +2,10 @@
 
 import argparse
 import dataclasses
-import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from huizhen.cli.actions import add_action, add_ledger, ledger_path
+from huizhen.cli.actions import add_action, add_ledger, ledger_path, print_json
 
 if TYPE_CHECKING:
     from huizhen.protocol.accounting import Spend
@@ -77,7 +76,7 @@ def _create(args: argparse.Namespace) -> int:
     with Ledger.create(path, site=args.site, cohort=args.cohort, cap=cap, unit=args.unit) as ledger:
         totals = ledger.totals()
     if args.json:
-        _print_json({"ledger": str(path), **dataclasses.asdict(totals)})
+        print_json({"ledger": str(path), **dataclasses.asdict(totals)})
         return 0
     print(f"{path} is the ledger of cohort {totals.cohort!r} at site {totals.site!r}")
     print(f"all studies together may spend {_words(cap)}, for each {totals.unit}")
@@ -104,7 +103,7 @@ def _cap(args: argparse.Namespace) -> int:
         after = ledger.totals()
     if args.json:
         caps = {"before": dataclasses.asdict(old), "after": dataclasses.asdict(cap)}
-        _print_json(caps | {"totals": dataclasses.asdict(after)})
+        print_json(caps | {"totals": dataclasses.asdict(after)})
         return 0
     print(f"before: {_words(old)}")
     print(f"after:  {_words(cap)}")
@@ -130,7 +129,7 @@ def _close(args: argparse.Namespace) -> int:
     was_closed = entry.sequence <= before.head.sequence
     if args.json:
         closed = {"study": study, "entry": entry.sequence, "was_closed": was_closed}
-        _print_json(closed | {"totals": dataclasses.asdict(after)})
+        print_json(closed | {"totals": dataclasses.asdict(after)})
         return 0
     when = f"was closed before, by entry {entry.sequence}" if was_closed else "is closed"
     print(f"study {study} {when}")
@@ -175,7 +174,3 @@ def _find(totals: "Totals", begin: str) -> str:
 def _words(cap: "Cap") -> str:
     metrics = f"epsilon {cap.metrics_epsilon:g} on metrics" if cap.metrics_epsilon else "no metrics"
     return f"epsilon {cap.epsilon:g} at delta {cap.delta:g} on training, {metrics}"
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    print(json.dumps({"schema": 1, **document}, ensure_ascii=False, indent=1))

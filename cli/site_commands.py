@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huizhen.cli.actions import add_action
+from huizhen.cli.actions import add_action, print_json
 
 if TYPE_CHECKING:
     from huizhen.client.home import Home, StudyFolder
@@ -102,7 +102,7 @@ def _init(args: argparse.Namespace) -> int:
     home = _home(args)
     init(home, args.site)
     if args.json:
-        return _print_json({"folder": str(home.folder), "site": args.site})
+        return print_json({"folder": str(home.folder), "site": args.site})
     print(f"{home.folder} is the folder of {args.site!r}; its keys never leave it")
     print(f"next: read {home.folder / 'policy.toml'}, and decide what it allows")
     print("then: huizhen site join INVITATION")
@@ -123,7 +123,7 @@ def _join(args: argparse.Namespace) -> int:
     joined = join(home, invitation, _now)
     members = [m.site for m in joined.trust.membership.members if m.status == "active"]
     if args.json:
-        return _print_json(
+        return print_json(
             {
                 "alliance": invitation.pins.alliance,
                 "fingerprint": invitation.pins.fingerprint,
@@ -162,7 +162,7 @@ def _studies(args: argparse.Namespace) -> int:
                 }
             )
     if args.json:
-        return _print_json({"studies": rows})
+        return print_json({"studies": rows})
     if not rows:
         print("no study names this site")
     for row in rows:
@@ -205,7 +205,7 @@ def _approve(args: argparse.Namespace) -> int:
         signed = sign_as_site(document, policy, offered, ledger, key, now)
         standing.approve(folder, signed, cohort=args.cohort, epsilon_cap=args.epsilon)
     if args.json:
-        return _print_json({"study": folder.digest, "cohort": args.cohort})
+        return print_json({"study": folder.digest, "cohort": args.cohort})
     print(f"study {folder.digest[:12]} is approved for cohort {args.cohort!r}")
     print("the agent answers its rounds from now on: huizhen site run")
     return 0
@@ -218,7 +218,7 @@ def _withdraw(args: argparse.Namespace) -> int:
         folder = _find(home, standing, args.study)
         standing.withdraw(folder)
     if args.json:
-        return _print_json({"study": folder.digest})
+        return print_json({"study": folder.digest})
     print(f"the consent to study {folder.digest[:12]} is withdrawn; no further round is answered")
     return 0
 
@@ -254,7 +254,7 @@ def _pause(args: argparse.Namespace) -> int:
     else:
         home.paused.touch(mode=0o600)
     if args.json:
-        return _print_json({"paused": not args.off})
+        return print_json({"paused": not args.off})
     print("the site goes on" if args.off else "the site answers nothing: 'pause --off' goes on")
     return 0
 
@@ -267,7 +267,7 @@ def _stop(args: argparse.Namespace) -> int:
     else:
         place.touch(mode=0o600)
     if args.json:
-        return _print_json({"stopped": not args.off, "file": str(place)})
+        return print_json({"stopped": not args.off, "file": str(place)})
     print(
         "the stop is taken back: start the agent again" if args.off else "nothing leaves any more"
     )
@@ -294,7 +294,7 @@ def _status(args: argparse.Namespace) -> int:
         ],
     }
     if args.json:
-        return _print_json(value)
+        return print_json(value)
     print(f"site {policy.site!r}, certificate until {until or 'none: join first'}")
     print(f"agent: {running['code'] if running else 'never ran'}", end="")
     print(f", at {running['time']}" if running else "")
@@ -324,7 +324,7 @@ def _rotate(args: argparse.Namespace) -> int:
     with alone(home), _standing(home) as standing:
         key = rotate(home, standing, _now)
     if args.json:
-        return _print_json({"identity": key})
+        return print_json({"identity": key})
     print(f"the identity key is {key} now; the old one lies beside it, for old documents alone")
     return 0
 
@@ -365,19 +365,9 @@ def _find(home: "Home", standing: "Standing", begin: str) -> "StudyFolder":
 def _view(home: "Home", policy: Any, offered: Any, cohort: str) -> Any:
     """Return what the cohort's ledger says about a study; None where it needs none."""
     from huizhen.client.ledger import Ledger
-    from huizhen.client.situation import LedgerView
+    from huizhen.client.training_site import ledger_view
 
     if offered.mechanism is None or cohort not in policy.cohorts:
         return None
     with Ledger.open(policy.ledger_file(home.folder, cohort)) as ledger:
-        totals = ledger.totals()
-        is_closed = any(one.study == offered.digest and one.is_closed for one in totals.studies)
-        would = not is_closed and ledger.would_exceed(
-            offered.digest, offered.mechanism.per_round, offered.study.rounds.count
-        )
-    return LedgerView.of(totals, offered.digest, would_exceed=would)
-
-
-def _print_json(document: dict[str, Any]) -> int:
-    print(json.dumps({"schema": 1, **document}, ensure_ascii=False, indent=1))
-    return 0
+        return ledger_view(ledger, offered)

@@ -8,7 +8,6 @@ and signed statements, refusals are codes.
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -27,10 +26,11 @@ from huizhen.client.home import Home
 from huizhen.client.joining import needs_renewal, renew
 from huizhen.client.sandbox import probe
 from huizhen.client.standing import Standing, open_book
-from huizhen.protocol.errors import ConfigError, HuizhenError, StorageError
+from huizhen.protocol.errors import HuizhenError, StorageError
 from huizhen.protocol.statements import stamp
+from huizhen.storage import locks
 from huizhen.storage.audit import AuditLog
-from huizhen.storage.files import make_folder, write_whole
+from huizhen.storage.files import write_whole
 from huizhen.storage.keys import load_key, load_node_key
 
 BUSY_SECONDS = 10.0
@@ -258,16 +258,6 @@ def alone(home: Home) -> Iterator[None]:
         ConfigError: one is running.
         StorageError: the folder cannot be written.
     """
-    place = home.run / "agent.lock"
-    try:
-        make_folder(place.parent, mode=0o700)
-        with place.open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ConfigError(
-                    f"{str(home.folder)!r} has a running agent already: stop it first"
-                ) from error
-            yield
-    except OSError as error:
-        raise StorageError(f"cannot write {str(place)!r}: {error.strerror}") from error
+    holder = f"{str(home.folder)!r} has a running agent"
+    with locks.alone(home.run / "agent.lock", holder, mode=0o700):
+        yield

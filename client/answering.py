@@ -22,10 +22,10 @@ from huizhen.client.home import Home
 from huizhen.client.ledger import Ledger
 from huizhen.client.policy import Policy
 from huizhen.client.sandbox import Walls
-from huizhen.client.situation import LedgerView, Offered, Refused, SignedApproval, Situation
+from huizhen.client.situation import Offered, Refused, SignedApproval, Situation
 from huizhen.client.standing import Standing
 from huizhen.client.trainer import TrainerError
-from huizhen.client.training_site import TrainingSite, open_ledger
+from huizhen.client.training_site import TrainingSite, ledger_view, open_ledger
 from huizhen.protocol.chain import ChainError
 from huizhen.protocol.documents import claimed
 from huizhen.protocol.errors import (
@@ -219,7 +219,8 @@ class Answering:
                 rounds_today=self._rounds_today(policy, asked),
                 parameters=declared_values(payload),
             )
-            view = None if site is None else self._view(site.ledger, offered)
+            ledger = None if site is None else site.ledger
+            view = None if ledger is None else ledger_view(ledger, offered)
             decision = decide(policy, offered, approval, view, asked, situation)
         except AllianceError as error:
             raise _RefusalError("alliance_unreachable", str(error)) from error
@@ -316,16 +317,6 @@ class Answering:
         )
         self._warm_for = (*key, cohort)
         return self._site
-
-    def _view(self, ledger: Ledger | None, offered: Offered) -> LedgerView | None:
-        if ledger is None or offered.mechanism is None:
-            return None
-        totals = ledger.totals()
-        is_closed = any(one.study == offered.digest and one.is_closed for one in totals.studies)
-        would_exceed = not is_closed and ledger.would_exceed(
-            offered.digest, offered.mechanism.per_round, offered.study.rounds.count
-        )
-        return LedgerView.of(totals, offered.digest, would_exceed=would_exceed)
 
     def _rounds_today(self, policy: Policy, asked: Announcement) -> int:
         """Return how many rounds began today, this one apart."""

@@ -165,10 +165,10 @@ def _by_announcement(
             f"round {asked} asks {len(known)} sites of the study, "
             f"[rounds] min_sites is {policy.rounds.min_sites}",
         )
-    has_metrics = study.is_private and study.privacy.metrics_epsilon is not None
-    last = study.rounds.count + has_metrics
-    if asked > last:
-        yield Refused("round_past_the_end", f"round {asked} is asked, the study ends with {last}")
+    if asked > study.last_round:
+        yield Refused(
+            "round_past_the_end", f"round {asked} is asked, the study ends with {study.last_round}"
+        )
     if ledger is not None and asked < ledger.last_round:
         yield Refused(
             "round_went_back",

@@ -252,7 +252,7 @@ class StudyFolder:
         data = self.offer_bytes()
         if data is None:
             raise GovernanceError(f"study {self.digest[:12]} is not known here: 'site studies'")
-        return StudyOffer.read(data, trust.board, trust.membership.board.threshold)
+        return trust.offer(data)
 
     def keep_offer(self, document: bytes) -> None:
         """Keep an offer that was verified."""

@@ -16,7 +16,7 @@ from huizhen.client.home import Home, StudyFolder
 from huizhen.protocol.audit_checkpoints import COORDINATOR, claimed_checkpoint, same_statement
 from huizhen.protocol.chain import Chain, ChainError
 from huizhen.protocol.documents import PublicKey, public_key, public_of
-from huizhen.protocol.errors import ConfigError, ForkError, PrivacyError, ProtocolError
+from huizhen.protocol.errors import ForkError, PrivacyError, ProtocolError
 from huizhen.protocol.statements import (
     Announcement,
     Head,
@@ -50,11 +50,7 @@ def open_book(home: Home) -> WitnessBook:
     Raises:
         StorageError: it cannot be written or read.
     """
-    path = home.folder / "witnessed.sqlite"
-    if not path.exists():
-        with contextlib.suppress(ConfigError):  # another process has just made it
-            WitnessBook.create(path).shut()
-    return WitnessBook(path)
+    return WitnessBook.open(home.folder / "witnessed.sqlite")
 
 
 class Standing:
@@ -284,7 +280,7 @@ class Standing:
     def _take_offers(self, alliance: Alliance) -> list[tuple[StudyOffer, Offered]]:
         trust, found = self.trust, []
         for offered in alliance.studies():
-            offer = StudyOffer.read(offered.document, trust.board, trust.membership.board.threshold)
+            offer = trust.offer(offered.document)
             offer.agreed()
             if offer.alliance != self.alliance:
                 raise ProtocolError("a study of another alliance is offered")

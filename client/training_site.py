@@ -14,6 +14,7 @@ from huizhen.client.outbox import Envelope, Outbox
 from huizhen.client.policy import Policy
 from huizhen.client.sandbox import Walls
 from huizhen.client.site import Site
+from huizhen.client.situation import LedgerView, Offered
 from huizhen.client.worker_trainer import WorkerTrainer
 from huizhen.protocol.errors import ConfigError, StorageError
 from huizhen.protocol.ledger_entries import Head
@@ -39,6 +40,18 @@ def open_ledger(
     """
     seen = None if witnessed is None else Head(witnessed.size, witnessed.root)
     return Ledger.open(policy.ledger_file(home.folder, cohort), witnessed=seen, clock=clock)
+
+
+def ledger_view(ledger: Ledger, offered: Offered) -> LedgerView | None:
+    """Return what a ledger says about a study; None where it has no unit of privacy."""
+    if offered.mechanism is None:
+        return None
+    totals = ledger.totals()
+    is_closed = any(one.study == offered.digest and one.is_closed for one in totals.studies)
+    would_exceed = not is_closed and ledger.would_exceed(
+        offered.digest, offered.mechanism.per_round, offered.study.rounds.count
+    )
+    return LedgerView.of(totals, offered.digest, would_exceed=would_exceed)
 
 
 class TrainingSite:

@@ -71,6 +71,12 @@ class Study:
         return self.privacy.unit != "none"
 
     @property
+    def last_round(self) -> int:
+        """The round after which the study is finished: its last, or the metrics after it."""
+        lets_metrics_out = self.is_private and self.privacy.metrics_epsilon is not None
+        return self.rounds.count + int(lets_metrics_out)
+
+    @property
     def quorum(self) -> int:
         """The fewest sites that make a round."""
         return len(self.sites) if self.rounds.quorum is None else self.rounds.quorum

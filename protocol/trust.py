@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 
 from huizhen.protocol.documents import PublicKey, public_key
 from huizhen.protocol.errors import ProtocolError
-from huizhen.protocol.statements import Board, Member, Membership, digest_of, moment
+from huizhen.protocol.statements import Board, Member, Membership, StudyOffer, digest_of, moment
 
 CLOCK_MARGIN = timedelta(minutes=5)
 COORDINATOR = "coordinator"  # its name in logs; no site has it
@@ -130,6 +130,15 @@ class Trust:
     def board(self) -> list[PublicKey]:
         """The board's keys."""
         return keys_of(self.membership.board)
+
+    def offer(self, data: bytes) -> StudyOffer:
+        """Return what a study's document offers, enough of the board having signed it.
+
+        Raises:
+            WireError: the bytes are no offer.
+            ProtocolError: a signature is wrong, or too few of the board have signed.
+        """
+        return StudyOffer.read(data, self.board, self.membership.board.threshold)
 
     def member(self, site: str) -> Member:
         """Return a site that is in the alliance now.

@@ -16,7 +16,6 @@ from datetime import datetime
 
 from huizhen.protocol.errors import ProtocolError
 from huizhen.protocol.statements import Approval, Release, StudyOffer, digest_of, moment, stamp
-from huizhen.protocol.study import Study
 from huizhen.protocol.trust import Trust
 from huizhen.server.flower import Control, Link, NoReply, Reply, Run, RunLostError, connect
 from huizhen.server.open_round import OpenRound, Parts
@@ -146,8 +145,7 @@ class Conductor:
             if time.monotonic() < self._troubled.get(stored.digest, 0.0):
                 continue
             try:
-                threshold = trust.membership.board.threshold
-                offer = StudyOffer.read(stored.document, trust.board, threshold)
+                offer = trust.offer(stored.document)
                 self._take_up(offer, trust, now)
             except RunLostError:
                 raise
@@ -171,7 +169,7 @@ class Conductor:
             return
         study = offer.agreed()
         last = self._parts.store.rounds.last_record(offer.digest)
-        if last is not None and last.round >= _last_round(study):
+        if last is not None and last.round >= study.last_round:
             self._finish(offer, last)
         elif len(sites) >= study.quorum:
             self._works[offer.digest] = _Work(OpenRound(self._parts, offer, trust, sites))
@@ -319,9 +317,3 @@ class Conductor:
             work.asked.clear()
         self._late.clear()
         self._admitted, self._looked = 0, -_LOOK_SECONDS
-
-
-def _last_round(study: Study) -> int:
-    """Return the round after which a study is finished: its last, or the metrics after it."""
-    lets_metrics_out = study.is_private and study.privacy.metrics_epsilon is not None
-    return study.rounds.count + int(lets_metrics_out)

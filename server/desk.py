@@ -5,15 +5,13 @@ command line work with what it gives.
 """
 
 import contextlib
-import fcntl
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from cryptography import x509
 
-from huizhen.protocol.errors import ConfigError, ProtocolError, StorageError
+from huizhen.protocol.errors import ConfigError, ProtocolError
 from huizhen.protocol.statements import moment
 from huizhen.server.authority import Authority
 from huizhen.server.home import Home, Settings
@@ -22,8 +20,8 @@ from huizhen.server.open_round import Parts
 from huizhen.server.registry import Keys, Registry
 from huizhen.server.store import Store
 from huizhen.server.store_sites import SiteStatus
+from huizhen.storage import locks
 from huizhen.storage.audit import AuditLog
-from huizhen.storage.files import make_folder
 from huizhen.storage.keys import load_key, load_node_key
 from huizhen.storage.witness import WitnessBook
 
@@ -118,7 +116,7 @@ def open_desk(home: Home, *, clock: Clock = now) -> Iterator[Desk]:
     with (
         Store.open(home.store_url()) as store,
         AuditLog.open(home.audit, clock=clock) as audit,
-        open_book(home.folder / "witnessed.sqlite") as book,
+        WitnessBook.open(home.folder / "witnessed.sqlite") as book,
     ):
         registry = Registry(
             store,
@@ -140,18 +138,6 @@ def open_desk(home: Home, *, clock: Clock = now) -> Iterator[Desk]:
             registry=registry,
             clock=clock,
         )
-
-
-def open_book(path: Path) -> WitnessBook:
-    """Open a book of witnessed logs, made if it is not there.
-
-    Raises:
-        StorageError: it cannot be written or read.
-    """
-    if not path.exists():
-        with contextlib.suppress(ConfigError):  # another process has just made it
-            WitnessBook.create(path).shut()
-    return WitnessBook(path)
 
 
 def load_keys(home: Home) -> Keys:
@@ -180,16 +166,5 @@ def alone(home: Home, name: str) -> Iterator[None]:
         ConfigError: one is running.
         StorageError: the folder cannot be written.
     """
-    place = home.run / f"{name}.lock"
-    try:
-        make_folder(place.parent)
-        with place.open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ConfigError(
-                    f"{str(home.folder)!r} has a running {name} already: stop it first"
-                ) from error
-            yield
-    except OSError as error:
-        raise StorageError(f"cannot write {str(place)!r}: {error.strerror}") from error
+    with locks.alone(home.run / f"{name}.lock", f"{str(home.folder)!r} has a running {name}"):
+        yield

@@ -55,7 +55,7 @@ def offer(desk: Desk, study: Study, first: Tensors, *, ends: datetime) -> StudyO
         ends=stamp(ends),
     )
     if (kept := desk.store.studies.study(made.digest)) is not None:
-        return StudyOffer.read(kept.document, trust.board, trust.membership.board.threshold)
+        return trust.offer(kept.document)
     board = trust.membership.board
     own = [key for key in desk.keys.board if public_of(key).raw.hex() in board.keys]
     document = made.signed(*(own or [desk.keys.identity]))
@@ -78,7 +78,7 @@ def accept(desk: Desk, document: bytes) -> StudyOffer:
         StorageError: what its rounds start from is not here.
     """
     trust = desk.registry.trust()
-    made = StudyOffer.read(document, trust.board, trust.membership.board.threshold)
+    made = trust.offer(document)
     if made.alliance != desk.alliance:
         raise ProtocolError(f"study is of alliance {made.alliance!r}, not {desk.alliance!r}")
     study = made.agreed()
@@ -127,4 +127,4 @@ def change(desk: Desk, study: StoredStudy, state: State) -> bool:
 def offered(desk: Desk, study: StoredStudy) -> StudyOffer:
     """Return a study's offer, its signatures checked."""
     trust = desk.registry.trust()
-    return StudyOffer.read(study.document, trust.board, trust.membership.board.threshold)
+    return trust.offer(study.document)

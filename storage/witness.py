@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from huizhen.protocol.audit_checkpoints import claimed_checkpoint, signed_by
 from huizhen.protocol.documents import PublicKey, countersign, verify
-from huizhen.protocol.errors import AuditError, ForkError, ProtocolError, WireError
+from huizhen.protocol.errors import AuditError, ConfigError, ForkError, ProtocolError, WireError
 from huizhen.protocol.merkle import is_extension
 from huizhen.protocol.statements import Checkpoint, Head
 from huizhen.storage import append_only
@@ -118,6 +118,20 @@ class WitnessBook:
             StorageError: it cannot be written.
         """
         _FORMAT.create(path)
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "WitnessBook":
+        """Open the book, made if it is not there.
+
+        Raises:
+            ConfigError: a newer version wrote it, or others may read it.
+            AuditError: its tables were changed.
+            StorageError: it cannot be written or read.
+        """
+        if not path.exists():
+            with contextlib.suppress(ConfigError):  # another process has just made it
+                _FORMAT.create(path)
         return cls(path)
 
     def __enter__(self) -> Self:
