@@ -114,8 +114,9 @@ class Answering:
             logger.warning("refused: code=%s %s", error.code, error)
             return self._refuse_unverified(document, error.code)
         try:
-            data = self._train(asked, document, payload)
-            return self._update(asked, document, data)
+            site = self._decided(asked, payload)
+            data = self._train(asked, document, site, payload)
+            return self._update(asked, document, site, data)
         except _RefusalError as refusal:
             logger.warning("refused: code=%s %s", refusal.code, refusal)
             return self._refuse(asked, document, refusal.code)
@@ -173,14 +174,15 @@ class Answering:
         # Kept before it is answered: an older attempt is refused from now on.
         return standing.accept(study, document, payload)
 
-    def _train(self, asked: Announcement, document: bytes, payload: bytes) -> bytes:
+    def _train(
+        self, asked: Announcement, document: bytes, site: TrainingSite, payload: bytes
+    ) -> bytes:
         """Return the bytes that answer, paid for and in the log.
 
         Raises:
-            _RefusalError: policy, approval, ledger or worker say no.
+            _RefusalError: the ledger or the worker says no.
             StorageError: the log or the ledger cannot be written.
         """
-        site = self._decided(asked, payload)
         name = {"study": asked.study, "round": asked.round, "attempt": asked.attempt}
         self._audit.append("announcement_accepted", **name, announcement=digest_of(document))
         self._audit.append("training_started", **name)
@@ -234,8 +236,10 @@ class Answering:
             raise _RefusalError("cohort_unknown", "the approval's cohort is not in policy.toml")
         return site
 
-    def _update(self, asked: Announcement, document: bytes, data: bytes) -> Answer:
-        ledger = None if self._site is None or self._site.ledger is None else self._site.ledger
+    def _update(
+        self, asked: Announcement, document: bytes, site: TrainingSite, data: bytes
+    ) -> Answer:
+        ledger = site.ledger
         update = Update(
             alliance=asked.alliance,
             study=asked.study,
@@ -246,7 +250,7 @@ class Answering:
             payload=digest_of(data),
             ledger=None if ledger is None else _head(ledger),
         )
-        is_metrics = self._site is not None and asked.round > self._site.study.rounds.count
+        is_metrics = asked.round > site.study.rounds.count
         self._audit.append(
             "metrics_sent" if is_metrics else "update_sent",
             study=asked.study,

@@ -178,21 +178,19 @@ class Conductor:
         """Let the members' nodes into the SuperLink, and shut out those who are no longer."""
         if self._admitted == trust.membership.version:
             return
-        for member in trust.membership.members:
-            if member.status != "active":
-                continue
+        nodes = {}
+        active = [one for one in trust.membership.members if one.status == "active"]
+        for member in active:
             try:
-                self._nodes[member.site] = control.admit(member.node_key.encode())
+                nodes[member.site] = control.admit(member.node_key.encode())
             except RunLostError:
                 raise
             except ProtocolError as error:  # it cannot be asked, the others can
                 logger.error("node is not admitted: site=%s %s", member.site, error)
         known = control.nodes()
-        wanted = {m.node_key.encode() for m in trust.membership.members if m.status == "active"}
-        for key in known.keys() - wanted:
+        for key in known.keys() - {one.node_key.encode() for one in active}:
             control.expel(known[key])
-        active = {m.site for m in trust.membership.members if m.status == "active"}
-        self._nodes = {site: node for site, node in self._nodes.items() if site in active}
+        self._nodes = nodes
         self._admitted = trust.membership.version
 
     def _may_answer(self, trust: Trust, offer: StudyOffer, now: datetime) -> tuple[str, ...]:

@@ -95,10 +95,7 @@ class OpenRound:
             digest_of(one.announcement): one.attempt
             for one in parts.store.rounds.attempts(self.digest, self.round)
         }
-        self.document = b""
         self.result = ""  # digest of what the closed round gave
-        self.attempt = len(self._announcements)
-        self.deadline = parts.clock()
         self.announce()
 
     @property
