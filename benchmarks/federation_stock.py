@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
 from huizhen.benchmarks import federation_stock_app
 from huizhen.benchmarks.federation_values import MIB, between, status_bytes
 from huizhen.server.authority import Authority, pem
-from huizhen.server.flower import silent_environment
+from huizhen.server.superlink import silent_environment
 from huizhen.simulations.live import LiveError, free_ports
 
 Database = Literal["SQLite", "memory"]

@@ -4,7 +4,8 @@ A name is ``<base module path>.lora_A``, ``<base module path>.lora_B`` or ``head
 sorted by their UTF-8 bytes, so that every party walks them in the same order.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 MAX_VALUE = 2.0**20  # of a number in an update: what sums in fixed point take
+_BLOCK = 1 << 18
 
 
 def in_order(tensors: Tensors) -> dict[str, Array]:
@@ -26,6 +28,12 @@ def in_order(tensors: Tensors) -> dict[str, Array]:
 def shapes_of(tensors: Tensors) -> dict[str, tuple[int, ...]]:
     """Return the shape of each tensor, in order."""
     return {name: array.shape for name, array in in_order(tensors).items()}
+
+
+def blocks(tensor: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Give a contiguous tensor's values in flat views: what is made of each of them stays small."""
+    flat = tensor.reshape(-1)
+    return (flat[i : i + _BLOCK] for i in range(0, flat.size, _BLOCK))
 
 
 def difference(after: Tensors, before: Tensors) -> dict[str, Array]:

@@ -16,9 +16,9 @@ from typing import Any, Literal
 import numpy as np
 import rfc8785
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
-from huizhen.protocol.adapter import Shapes, Tensors, in_order, shapes_of
+from huizhen.protocol.adapter import Array, Shapes, Tensors, in_order, shapes_of
 from huizhen.protocol.errors import WireError
 
 MAGIC = b"HZM1"
@@ -70,7 +70,45 @@ def encode(message: Message) -> bytes:
             raise WireError(f"tensor {name!r} holds a value that is not finite, expected none")
     if len(header) > MAX_HEADER_BYTES:
         raise WireError(f"header has {len(header)} bytes, at most {MAX_HEADER_BYTES} are allowed")
-    return MAGIC + len(header).to_bytes(4, "little") + header + save(dict(tensors))
+    return b"".join((MAGIC, len(header).to_bytes(4, "little"), header, *safetensors(tensors)))
+
+
+def safetensors(tensors: Mapping[str, Array]) -> list[bytes | memoryview]:
+    """Return the one safetensors encoding of float32 tensors in parts; no value is copied.
+
+    The format's own writer holds three copies of what it writes.
+    """
+    shapes = {name: tensors[name].shape for name in sorted(tensors, key=str.encode)}
+    parts = [tensors[name].reshape(-1).view(np.uint8).data for name in shapes]
+    return [_framing(shapes), *parts]
+
+
+def _framing(shapes: Shapes) -> bytes:
+    """Return the safetensors header of float32 tensors; names in the order of their UTF-8."""
+    entries: dict[str, Any] = {}
+    at = 0
+    for name in sorted(shapes, key=str.encode):
+        end = at + 4 * math.prod(shapes[name])
+        entries[name] = {"dtype": "F32", "shape": list(shapes[name]), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _views(data: bytes, at: int, shapes: Shapes) -> dict[str, Array] | None:
+    """Return the tensors of a payload as views of it, or None where it is not the one encoding."""
+    framing, found = _framing(shapes), {}
+    if data[at : at + len(framing)] != framing:
+        return None
+    at += len(framing)
+    for name in sorted(shapes, key=str.encode):
+        count = math.prod(shapes[name])
+        if at + 4 * count > len(data):
+            return None
+        found[name] = np.frombuffer(data, "<f4", count, at).reshape(shapes[name])
+        at += 4 * count
+    return found if at == len(data) else None
 
 
 def max_bytes(shapes: Shapes) -> int:
@@ -96,12 +134,13 @@ def declared_values(data: bytes) -> int:
         raise WireError("header has a shape that is none") from error
 
 
-def decode(data: bytes, *, shapes: Shapes) -> Message:
+def decode(data: bytes, *, shapes: Shapes, copy: bool = True) -> Message:
     """Return the message in ``data``.
 
     Args:
         data: what arrived, from anyone.
         shapes: exactly the tensors that are expected.
+        copy: False: the tensors are read-only views of ``data``, and not aligned.
 
     Raises:
         WireError: the bytes are not the one encoding of a message with exactly these tensors, all
@@ -119,6 +158,19 @@ def decode(data: bytes, *, shapes: Shapes) -> Message:
     expected = {name: list(shape) for name, shape in shapes.items()}
     if header["tensors"] != expected:
         raise WireError(_tensor_difference(header["tensors"], expected))
+    views = _views(data, 8 + length, shapes)
+    if views is not None and _is_canonical(data[8 : 8 + length], header, views):
+        for name, array in views.items():
+            if not np.isfinite(array).all():
+                raise WireError(f"tensor {name!r} holds a value that is not finite, expected none")
+        return Message(
+            kind=header["kind"],
+            study=header["study"],
+            round=header["round"],
+            site=header["site"],
+            tensors={name: one.copy() for name, one in views.items()} if copy else views,
+        )
+    # It is refused; what follows finds out why.
     try:
         tensors = load(data[8 + length :])
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
@@ -137,6 +189,15 @@ def decode(data: bytes, *, shapes: Shapes) -> Message:
     if encode(message) != data:
         raise WireError("message is not in its one canonical encoding")
     return message
+
+
+def _is_canonical(data: bytes, header: Mapping[str, Any], tensors: Tensors) -> bool:
+    """Whether a header is the one encoding of what it says."""
+    shapes = {name: list(array.shape) for name, array in tensors.items()}
+    try:
+        return data == rfc8785.dumps({**header, "tensors": shapes})
+    except rfc8785.CanonicalizationError:
+        return False
 
 
 def _header(data: bytes) -> dict[str, Any]:

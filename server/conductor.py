@@ -7,6 +7,7 @@ again, with a new Flower run. A site that does not answer, refuses or breaks is 
 pause, until the round closes without it; it never holds the others past the deadline.
 """
 
+import gc
 import logging
 import threading
 import time
@@ -17,9 +18,10 @@ from datetime import datetime
 from huizhen.protocol.errors import ProtocolError
 from huizhen.protocol.statements import Approval, Release, StudyOffer, digest_of, moment, stamp
 from huizhen.protocol.trust import Trust
-from huizhen.server.flower import Control, Link, NoReply, Reply, Run, RunLostError, connect
+from huizhen.server.flower import NoReply, Reply, Run, connect
 from huizhen.server.open_round import OpenRound, Parts
 from huizhen.server.store_rounds import StoredRecord
+from huizhen.server.superlink import Control, Link, RunLostError
 
 POLL_SECONDS = 0.05
 IDLE_POLL_SECONDS = 0.5
@@ -97,6 +99,8 @@ class Conductor:
         while not stop.is_set():
             try:
                 with connect(link) as run:
+                    gc.collect()
+                    gc.freeze()  # what is loaded stays: the many small collections skip it
                     logger.info("flower run: number=%s", run.number)
                     pause = FIRST_PAUSE_SECONDS
                     self._forget_run()
@@ -111,7 +115,7 @@ class Conductor:
             self._parts.store.rounds.release_lease(study, self._owner)
 
     def step(self, run: Run, control: Control) -> bool:
-        """Do what can be done now; return whether any site is being waited for.
+        """Do what can be done now; return whether there is more to do soon.
 
         Raises:
             RunLostError: the Flower run is over.
@@ -125,11 +129,17 @@ class Conductor:
             except ProtocolError as error:
                 self._trouble(study, error)
         self._collect_late(run)
-        return any(one.message for work in self._works.values() for one in work.asked.values())
+        return self._must_look or any(
+            one.message for work in self._works.values() for one in work.asked.values()
+        )
+
+    @property
+    def _must_look(self) -> bool:
+        return time.monotonic() - self._looked >= _LOOK_SECONDS
 
     def _look(self, run: Run, control: Control) -> None:
         """See now and then which studies are open, who may answer, and who is there."""
-        if time.monotonic() - self._looked < _LOOK_SECONDS:
+        if not self._must_look:
             return
         trust = self._trust()
         self._admit(trust, control)
@@ -259,7 +269,9 @@ class Conductor:
             work.asked[due[node]].message = name
 
     def _collect(self, work: _Work, run: Run) -> None:
+        answer: Reply | NoReply | None = None
         for site, asked in work.asked.items():
+            answer = None  # let go before the next one is fetched
             if asked.message is None:
                 continue
             answer = run.pull(asked.message, max_bytes=work.round.max_bytes)

@@ -1,38 +1,23 @@
-"""The coordinator's end of Flower: its SuperLink on loopback, and one run that carries messages.
+"""One run of Flower's that carries messages; this process is its app and its executor.
 
-All that the server side knows of Flower is here (flwr 1.41.0; a contract test holds each fact).
-Flower's SuperLink serves three APIs on one port, two of them to anybody who reaches it; so it
-listens on loopback only, and ``edge.py`` lets the Fleet paths alone out. This module is also the
-executor of the run: it starts a run whose app bundle is empty, claims its task with the secret, and
-pushes and pulls messages. No bundle is ever unpacked, and no token stands on a command line.
-
-Flower's state is disposable and stays in memory (docs/adr/0008): whatever goes wrong, the caller
-admits the nodes again and connects again, to a new run.
+It starts a run whose app bundle is empty, claims its task with the secret, and pushes and pulls
+messages. With ``superlink.py`` and ``coming.py`` it is all that the server side knows of Flower
+(flwr 1.41.0; a contract test holds each fact).
 """
 
 import contextlib
-import hashlib
-import os
-import sys
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
-import httpx
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.app.message import remove_content_from_message
-from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import SUPERLINK_NODE_ID
-from flwr.common.serde import fab_to_proto, message_to_proto
-from flwr.proto.control_pb2 import (
-    ListNodesRequest,
-    RegisterNodeRequest,
-    StartRunRequest,
-    UnregisterNodeRequest,
-)
+from flwr.common.serde import message_to_proto
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
     PullObjectRequest,
@@ -48,10 +33,6 @@ from flwr.proto.runtime_pb2 import (
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
 )
-from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME
-from flwr.supercore.control.control_http_client import ControlHttpClient
-from flwr.supercore.error import ApiErrorCode, FlowerError
-from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
@@ -60,7 +41,6 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPushError,
-    inflate_object_from_contents,
     push_objects,
 )
 from flwr.supercore.interceptors import (
@@ -72,40 +52,13 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 
 from huizhen.protocol.errors import ProtocolError, StorageError
+from huizhen.server.coming import Coming
+from huizhen.server.superlink import Control, FlowerRefusedError, Link, RunLostError, call
 
 HEARTBEAT_SECONDS = 10.0
 # of the run's task; Flower gives it up after 60
 _DOCUMENT, _PAYLOAD = "document", "payload"
-_APP = b"""[build-system]
-requires = ["hatchling"]
-build-backend = "hatchling.build"
-[project]
-name = "huizhen"
-version = "1.0.0"
-description = "Carries messages; no code is shipped."
-dependencies = []
-[tool.flwr.app]
-publisher = "huizhen"
-[tool.flwr.app.components]
-serverapp = "huizhen.server.flower:none"
-clientapp = "huizhen.server.flower:none"
-"""
 T = TypeVar("T")
-
-
-class RunLostError(ProtocolError):
-    """Flower has given up the run, or cannot be reached: connect again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """Where the SuperLink is, and what opens it."""
-
-    address: str
-    # host and port, on loopback
-    ca: Path
-    secret: Path
-    # 32 random bytes that claim tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,117 +76,25 @@ class NoReply:
     code: str
 
 
-def superlink_command(
-    link: Link, *, certificate: Path, key: Path, home: Path
-) -> tuple[list[str], dict[str, str]]:
-    """Return the command that runs the SuperLink, and its whole environment.
-
-    Args:
-        link: where it listens.
-        certificate: its own, PEM, for the host of the link; signed by the link's authority.
-        key: of the certificate, PEM.
-        home: a folder for what Flower writes.
-    """
-    host, port = link.address.rsplit(":", 1)
-    script = Path(sys.executable).with_name("flower-superlink")
-    command = [
-        str(script), "--host", host, "--port", port,
-        "--ssl-ca-certfile", str(link.ca), "--ssl-certfile", str(certificate),
-        "--ssl-keyfile", str(key), "--enable-supernode-auth", "--database", FLWR_IN_MEMORY_DB_NAME,
-        "--isolation", "process", "--superexec-auth-secret-file", str(link.secret),
-        "--disable-runtime-dependency-installation",
-    ]  # fmt: skip
-    return command, silent_environment(home)
-
-
-def silent_environment(home: Path) -> dict[str, str]:
-    """Return the variables under which Flower calls nobody and writes into ``home`` alone."""
-    kept = {
-        name: os.environ[name] for name in ("PATH", "LANG", "TZ", "TMPDIR") if name in os.environ
-    }
-    return kept | {
-        "FLWR_HOME": str(home),
-        "HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "HF_HUB_OFFLINE": "1",
-        "PIP_NO_INDEX": "1",
-        "NO_PROXY": "127.0.0.1,localhost",
-    }
-
-
-class Control:
-    """The SuperLink's list of admitted nodes."""
-
-    def __init__(self, link: Link) -> None:
-        """Use a link; nothing is asked yet."""
-        self._link = link
-
-    def admit(self, node_key: bytes) -> int:
-        """Let a node in, by its public key in PEM, and return its number; again is free.
-
-        Raises:
-            RunLostError: the SuperLink cannot be reached.
-            ProtocolError: it refuses the key.
-        """
-        with self._client() as client:
-            try:
-                return int(
-                    _call(client.RegisterNode, RegisterNodeRequest(public_key=node_key)).node_id
-                )
-            except FlowerRefusedError as error:
-                if error.code != ApiErrorCode.PUBLIC_KEY_ALREADY_IN_USE:
-                    raise
-        number = self.nodes().get(node_key)
-        if number is None:
-            raise ProtocolError("node key was expelled before, each is admitted once: make another")
-        return number
-
-    def expel(self, node: int) -> None:
-        """Shut a node out for ever; its next request fails.
-
-        Raises:
-            RunLostError: the SuperLink cannot be reached.
-        """
-        with self._client() as client, contextlib.suppress(FlowerRefusedError):
-            _call(client.UnregisterNode, UnregisterNodeRequest(node_id=node))
-
-    def nodes(self) -> dict[bytes, int]:
-        """Return the admitted nodes' numbers by public key, in PEM."""
-        with self._client() as client:
-            found = _call(client.ListNodes, ListNodesRequest()).nodes_info
-        return {
-            bytes(one.public_key): int(one.node_id) for one in found if one.status != "unregistered"
-        }
-
-    def start_run(self) -> int:
-        """Start a run that carries messages, and return its number."""
-        bundle, _ = build_fab_from_files({"pyproject.toml": _APP})
-        fab = Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})
-        with self._client() as client:
-            return int(_call(client.StartRun, StartRunRequest(fab=fab_to_proto(fab))).run_id)
-
-    def _client(self) -> ControlHttpClient:
-        return ControlHttpClient.from_server_address(
-            self._link.address,
-            False,
-            self._link.ca.read_bytes(),
-            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
-        )
-
-
 class Run:
     """A run of which this process is the app; made by ``connect``."""
 
-    def __init__(self, client: RuntimeHttpClient, number: int) -> None:
-        """Use a client that has claimed the run's task."""
+    def __init__(self, client: RuntimeHttpClient, number: int, spool: Path) -> None:
+        """Use a client that has claimed the run's task, and a folder for answers that come."""
         self._client, self.number, self.is_lost = client, number, False
         self._node = Node(node_id=SUPERLINK_NODE_ID)
-        self._coming: dict[str, _Coming] = {}
+        self._spool = spool
+        self._coming: dict[str, Coming] = {}
         # answers whose parts are not all there, by the name of the message
-        self._held = ""
-        # the one of them whose parts are kept as they come: one at a time fits into memory
+
+    def __enter__(self) -> Self:
+        """Return the run."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of the answers that are still coming."""
+        for coming in self._coming.values():
+            coming.close()
 
     def online(self) -> set[int]:
         """Return the numbers of the nodes that are there now."""
@@ -253,7 +114,7 @@ class Run:
         """
         now = time.monotonic()
         for name in [n for n, one in self._coming.items() if now - one.since > _PULL_SECONDS]:
-            del self._coming[name]  # of a round that closed without it
+            self._coming.pop(name).close()  # of a round that closed without it
         content = pack(document, payload)
         made = [Message(content, node, MessageType.TRAIN, ttl=seconds) for node in nodes]
         with no_object_id_recompute():
@@ -297,24 +158,13 @@ class Run:
             name: as ``push`` gave it.
             max_bytes: of the payload; a larger one is refused before all of it is fetched.
         """
-        coming = self._coming.get(name)
+        coming = self._coming.get(name) or self._begin(name)
         if coming is None:
-            response = self._call(
-                self._client.PullMessages, PullAppMessagesRequest(message_ids=[name])
-            )
-            if not response.messages_list:
-                return None
-            head, tree = response.messages_list[0], response.message_object_trees[0]
-            parts = [part.object_id for part in iterate_object_tree(tree)]
-            coming = self._coming[name] = _Coming(
-                head.metadata.message_id, tree.object_id, parts, list(parts), time.monotonic()
-            )
-            if head.HasField("error"):
-                return self._done(name, coming, NoReply("no_answer"))
-            if len(parts) > 16 + max_bytes // _SMALLEST_CHUNK:
-                return self._done(name, coming, NoReply("too_large"))
-        if self._held not in self._coming:
-            self._held = name
+            return None
+        if isinstance(coming, NoReply):
+            return coming
+        if len(coming.missing) > 16 + max_bytes // _SMALLEST_CHUNK:
+            return self._done(name, coming, NoReply("too_large"))
         while coming.missing:
             found = self._part(coming.missing[-1])
             if found is None:
@@ -323,42 +173,50 @@ class Run:
                 if time.monotonic() - coming.since > _PULL_SECONDS:
                     return self._done(name, coming, NoReply("no_answer"))
                 return None
-            coming.seen_bytes += len(found.object_content)
-            if coming.seen_bytes > max_bytes + _FRAMING:
+            if coming.size + len(found.object_content) > max_bytes + _FRAMING:
                 return self._done(name, coming, NoReply("too_large"))
-            part = coming.missing.pop()
-            if self._held == name:  # of the others it is only seen that they are there
-                coming.held[part] = bytes(found.object_content)
-        return self._done(name, coming, self._whole(coming))
-
-    def _whole(self, coming: "_Coming") -> Reply | NoReply:
-        """Fetch an answer whose parts are all there."""
-        parts, coming.held = coming.held, {}
-        for part in set(coming.parts) - parts.keys():
-            found = self._part(part)
-            if found is None or not found.object_available:
-                return NoReply("no_answer")
-            parts[part] = bytes(found.object_content)
+            coming.keep(found.object_content)
         try:
-            whole: Any = inflate_object_from_contents(coming.root, parts)
-            return Reply(*unpack(whole))
+            answer: Reply | NoReply = Reply(*unpack(coming.message_of(max_bytes)))
         except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
-            return NoReply("malformed")
+            answer = NoReply("malformed")
+        return self._done(name, coming, answer)
+
+    def _begin(self, name: str) -> Coming | NoReply | None:
+        """Ask for the parts of an answer; None while there is no answer."""
+        response = self._call(self._client.PullMessages, PullAppMessagesRequest(message_ids=[name]))
+        if not response.messages_list:
+            return None
+        head, tree = response.messages_list[0], response.message_object_trees[0]
+        if head.HasField("error"):
+            self._confirm(head.metadata.message_id)
+            return NoReply("no_answer")
+        parts = [part.object_id for part in iterate_object_tree(tree)]
+        made = Coming(head.metadata.message_id, tree.object_id, parts, self._spool)
+        self._coming[name] = made
+        return made
 
     def _part(self, part: str) -> Any:
         """Return what SuperLink says of a part, None where it knows none."""
         request = PullObjectRequest(node=self._node, run_id=self.number, object_id=part)
         found = self._call(self._client.PullObject, request)
+        if len(found.object_content) > 1 << 20:
+            gc.collect()  # httpx's answers refer to themselves and would keep some chunks each
         return found if found.object_found else None
 
-    def _done(self, name: str, coming: "_Coming", answer: Reply | NoReply) -> Reply | NoReply:
+    def _done(self, name: str, coming: Coming, answer: Reply | NoReply) -> Reply | NoReply:
         """Have SuperLink forget an answer, and return it."""
-        del self._coming[name]
-        request = ConfirmMessageReceivedRequest(
-            node=self._node, run_id=self.number, message_object_id=coming.message
-        )
-        self._call(self._client.ConfirmMessageReceived, request)
+        self._coming.pop(name).close()
+        self._confirm(coming.message)
         return answer
+
+    def _confirm(self, message: str) -> None:
+        self._call(
+            self._client.ConfirmMessageReceived,
+            ConfirmMessageReceivedRequest(
+                node=self._node, run_id=self.number, message_object_id=message
+            ),
+        )
 
     def beat(self) -> None:
         """Say that the run's app is alive."""
@@ -368,7 +226,7 @@ class Run:
     def end(self) -> None:
         """Say that the run is over."""
         with contextlib.suppress(ProtocolError):
-            _call(self._client.PushTaskOutput, PushTaskOutputRequest(sub_status="completed"))
+            call(self._client.PushTaskOutput, PushTaskOutputRequest(sub_status="completed"))
 
     def _call(self, function: Callable[[Any], T], request: Any) -> T:
         """Call the SuperLink, over and over while it restarts.
@@ -381,7 +239,7 @@ class Run:
             if self.is_lost:
                 raise RunLostError("SuperLink has given up the run")
             try:
-                return _call(function, request)
+                return call(function, request)
             except FlowerRefusedError as error:
                 self.is_lost = True
                 raise RunLostError(f"SuperLink refuses: {error}") from error
@@ -417,13 +275,14 @@ def connect(link: Link) -> Iterator[Run]:
     )
     stop = threading.Event()
     try:
-        found = _call(client.PullTaskInput, PullTaskInputRequest())
-        run = Run(client, found.run.run_id)
+        found = call(client.PullTaskInput, PullTaskInputRequest())
+        run = Run(client, found.run.run_id, link.spool)
         TaskIdentity.task_id, TaskIdentity.run_id = found.task_id, run.number
         TaskIdentity.node_id = SUPERLINK_NODE_ID  # Flower's messages take their sender from here
         beats = threading.Thread(target=_beat, args=(run, stop), name="heartbeat", daemon=True)
         beats.start()
-        yield run
+        with run:
+            yield run
         run.end()
     finally:
         stop.set()
@@ -462,33 +321,6 @@ _PULL_SECONDS = 1800.0
 _PATIENCE_SECONDS = 45.0  # after 60 Flower gives up a run whose app was silent
 
 
-class FlowerRefusedError(ProtocolError):
-    """The SuperLink answers with an error of its own."""
-
-    def __init__(self, code: int | None, text: str) -> None:
-        """Keep Flower's number of the error."""
-        super().__init__(text)
-        self.code = code
-
-
-@dataclass(slots=True)
-class _Coming:
-    """An answer that a node has announced."""
-
-    message: str
-    # Flower's name of it
-    root: str
-    parts: list[str]
-    # the whole tree, by digest
-    missing: list[str]
-    # those that were not seen at SuperLink
-    since: float
-    # on the monotonic clock
-    seen_bytes: int = 0
-    # of the parts that were seen
-    held: dict[str, bytes] = field(default_factory=dict)
-
-
 def _claim(address: str, ca: bytes, secret: bytes, number: int) -> str:
     """Return the token of a run's task."""
     client = RuntimeHttpClient.from_server_address(
@@ -506,7 +338,7 @@ def _claim(address: str, ca: bytes, secret: bytes, number: int) -> str:
     try:
         for _ in range(100):  # tasks of earlier runs that nobody claimed come first
             request = AcquireTaskRequest(supported_task_types=["flwr-serverapp"])
-            found = _call(client.AcquireTask, request)
+            found = call(client.AcquireTask, request)
             if not found.token:
                 break
             if found.task.run_id == number:
@@ -520,20 +352,3 @@ def _beat(run: Run, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_SECONDS):
         with contextlib.suppress(ProtocolError):
             run.beat()
-
-
-def _call(function: Callable[[Any], T], request: Any) -> T:
-    """Call the SuperLink once, and name what went wrong."""
-    try:
-        return function(request)
-    except httpx.HTTPStatusError as error:
-        known = FlowerError.from_json(error.response.text)
-        status = error.response.status_code
-        if status in (502, 503, 504):
-            raise RunLostError(f"SuperLink answers with status {status}") from error
-        text = known.message if known else f"status {status}"
-        raise FlowerRefusedError(known.code if known else None, text) from error
-    except httpx.TransportError as error:
-        raise RunLostError(f"SuperLink cannot be reached: {type(error).__name__}") from error
-    except ValueError as error:
-        raise RunLostError("the answer is not SuperLink's") from error

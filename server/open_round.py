@@ -7,7 +7,7 @@ silence. There is no network here: ``conductor.py`` asks and hands in what came.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -29,7 +29,7 @@ from huizhen.protocol.statements import (
     stamp,
 )
 from huizhen.protocol.trust import Trust
-from huizhen.protocol.wire import max_bytes
+from huizhen.protocol.wire import Message, max_bytes
 from huizhen.server.objects import Objects
 from huizhen.server.rounds import Coordinator, RoundState
 from huizhen.server.store import Store
@@ -37,6 +37,8 @@ from huizhen.server.store_database import DuplicateError
 from huizhen.server.store_rounds import StoredAttempt, StoredRecord
 from huizhen.server.store_updates import LateError, StoredRefusal, StoredUpdate
 from huizhen.storage.audit import AuditLog
+from huizhen.strategies import mean
+from huizhen.strategies.base import StrategyState
 from huizhen.strategies.stored import decode_state, encode_state
 
 MAX_METRICS_BYTES = 1 << 20
@@ -83,9 +85,13 @@ class OpenRound:
         self.parent = self.digest if last is None else last.digest
         self._coordinator = Coordinator(self.study, shapes_of(state.x))
         self.is_metrics = self.round > self.study.rounds.count
-        self._state = RoundState(round=self.round, strategy=state)
-        self.adapter = self._coordinator.announcement(self._state)
-        shapes = self._coordinator.trained_shapes(self._state)
+        opening = RoundState(round=self.round, strategy=state)
+        adapter = self._coordinator.announcement(opening)
+        shapes = self._coordinator.trained_shapes(opening)
+        self._adapter, self._kept = parts.objects.put(adapter), kept
+        # While answers come the sum alone is in memory; the adapter is read again to close.
+        self._state = replace(opening, strategy=StrategyState({}))
+        del adapter, state, opening
         self.max_bytes = MAX_METRICS_BYTES if self.is_metrics else max_bytes(shapes)
         self._payloads: dict[str, str] = {}
         for update in parts.store.updates.updates(self.digest, self.round):
@@ -97,6 +103,11 @@ class OpenRound:
         }
         self.result = ""  # digest of what the closed round gave
         self.announce()
+
+    @property
+    def adapter(self) -> bytes:
+        """The bytes that are announced, read from the disk."""
+        return self._parts.objects.get(self._adapter)
 
     @property
     def counted(self) -> tuple[str, ...]:
@@ -136,14 +147,13 @@ class OpenRound:
             round=self.round,
             attempt=self.attempt,
             parent=self.parent,
-            adapter=digest_of(self.adapter),
+            adapter=self._adapter,
             membership=self.trust.membership.version,
             sites=self.sites,  # all that take part, also those that have answered already
             issued=stamp(now),
             deadline=stamp(self.deadline + timedelta(seconds=1)),
         )
         self.document = statement.signed(self._parts.key)
-        self._parts.objects.put(self.adapter)
         self._parts.store.rounds.open_attempt(
             StoredAttempt(
                 study=self.digest,
@@ -191,9 +201,9 @@ class OpenRound:
         if self._payloads.get(site) == digest:  # asked again, answered again
             self._receipt(site, digest, None)
             return None
-        state = self._with(site, payload)
-        if isinstance(state, str):
-            return self._refuse(site, state, payload)
+        found = self._examine(site, payload)
+        if isinstance(found, str):
+            return self._refuse(site, found, payload)
         self._parts.objects.put(payload)
         update = StoredUpdate(
             study=self.digest,
@@ -218,7 +228,7 @@ class OpenRound:
             return self._refuse(site, "duplicate", payload)
         except LateError:
             return self._refuse(site, "late", payload)
-        self._state, self._payloads[site] = state, digest
+        self._count(site, digest, found)
         self._codes.pop(site, None)
         self._receipt(site, digest, None)
         return None
@@ -241,14 +251,20 @@ class OpenRound:
 
         Raises:
             AggregationError: fewer sites than the quorum were counted.
-            StorageError: it cannot be written: the round is still open.
+            StorageError: it cannot be written; the round is still open, and is to be made anew.
         """
         parts, now = self._parts, self._parts.clock()
         if self.is_metrics:
-            strategy, result = self._state.strategy, self.adapter
+            state, self.result = self._kept, self._adapter
         else:
-            after = self._coordinator.close_round(self._state)
-            strategy, result = after.strategy, self._coordinator.announcement(after)
+            combined = self._coordinator.combine(self._state)
+            # The next adapter needs the room; where writing fails, the round is opened anew.
+            self._state = replace(self._state, accumulator=mean.start())
+            x = decode_state(parts.objects.get(self._kept))
+            after = self._coordinator.step(replace(self._state, strategy=x), combined)
+            del combined, x
+            self.result = parts.objects.put(self._coordinator.announcement(after))
+            state = parts.objects.put(encode_state(after.strategy))
         kept = {one.site: one for one in parts.store.updates.updates(self.digest, self.round)}
         record = Record(
             alliance=self.trust.membership.alliance,
@@ -256,7 +272,7 @@ class OpenRound:
             round=self.round,
             attempt=self.attempt,
             parent=self.parent,
-            adapter=digest_of(self.adapter),
+            adapter=self._adapter,
             counted=tuple(
                 Counted(
                     site=site, payload=kept[site].payload, document=digest_of(kept[site].document)
@@ -268,12 +284,10 @@ class OpenRound:
                 for site in sorted(self.study.sites)
                 if site not in self._payloads
             ),
-            result=digest_of(result),
+            result=self.result,
             closed=stamp(now),
         )
         document = record.signed(parts.key)
-        self.result = parts.objects.put(result)
-        state = parts.objects.put(encode_state(strategy))
         parts.audit.append(
             "round_committed",
             study=self.digest,
@@ -304,27 +318,30 @@ class OpenRound:
 
     def _take_again(self, update: StoredUpdate) -> None:
         """Count an update that an earlier process of this coordinator has kept."""
-        state = self._with(update.site, self._parts.objects.get(update.payload))
-        if isinstance(state, str):
-            raise StorageError(f"the kept update of site {update.site!r} is {state} now")
-        self._state, self._payloads[update.site] = state, update.payload
+        found = self._examine(update.site, self._parts.objects.get(update.payload))
+        if isinstance(found, str):
+            raise StorageError(f"the kept update of site {update.site!r} is {found} now")
+        self._count(update.site, update.payload, found)
 
-    def _with(self, site: str, payload: bytes) -> RoundState | str:
-        """Return the round with one more answer in it, or the code of why it cannot count."""
+    def _count(self, site: str, payload: str, update: Message | None) -> None:
+        if update is not None:
+            self._state = self._coordinator.count(self._state, update)
+        self._payloads[site] = payload
+
+    def _examine(self, site: str, payload: bytes) -> Message | str | None:
+        """Return an update that can count, None for metrics that can, or the code of why not."""
         if site in self._payloads:
             return "duplicate"
         if not self.is_metrics:
-            state, receipt = self._coordinator.receive(self._state, payload)
-            if receipt.refusal is not None:
-                return receipt.refusal
-            return state if receipt.site == site else "wrong_site"
+            update = self._coordinator.check(self._state, payload)
+            return "wrong_site" if isinstance(update, Message) and update.site != site else update
         try:
             found = parse_metrics(payload, self.study)
         except ProtocolError:
             return "malformed"
         if found.site != site:
             return "wrong_site"
-        return self._state if found.round == self.study.rounds.count else "wrong_round"
+        return None if found.round == self.study.rounds.count else "wrong_round"
 
     def _check(self, site: str, said: Update | Refusal, payload: bytes) -> str | None:
         """Return why an answer is not one to this round."""

@@ -86,8 +86,8 @@ class Coordinator:
             Message(kind="adapter", study=self.digest, round=state.round, site="", tensors=tensors)
         )
 
-    def receive(self, state: RoundState, data: bytes) -> tuple[RoundState, Receipt]:
-        """Return the state with one more update in the sum, or the same state and why not."""
+    def check(self, state: RoundState, data: bytes) -> Message | Refusal:
+        """Return the update in ``data``, or why it cannot count in the open round."""
         update = check_update(
             data,
             shapes=self.trained_shapes(state),
@@ -97,21 +97,38 @@ class Coordinator:
             seen=state.counted,
             max_norm=self.study.rounds.max_update_norm,
         )
-        if not isinstance(update, Message):
-            return replace(state, refused=(*state.refused, update)[-MAX_REFUSED:]), Receipt(
-                None, update
-            )
-        try:
-            total = mean.add(state.accumulator, update.tensors, self.shares[update.site])
-        except AggregationError:
-            return replace(state, refused=(*state.refused, "malformed")[-MAX_REFUSED:]), Receipt(
-                update.site, "malformed"
-            )
-        counted = (*state.counted, update.site)
-        return replace(state, accumulator=total, counted=counted), Receipt(update.site, None)
+        if isinstance(update, Message) and not mean.fits(update.tensors):
+            return "malformed"
+        return update
+
+    def count(self, state: RoundState, update: Message) -> RoundState:
+        """Return the state with a checked update in the sum.
+
+        The sum is the largest thing that a coordinator holds, so the new state takes it over: the
+        given one is not used again.
+        """
+        total = mean.add(state.accumulator, update.tensors, self.shares[update.site])
+        return replace(state, accumulator=total, counted=(*state.counted, update.site))
+
+    def receive(self, state: RoundState, data: bytes) -> tuple[RoundState, Receipt]:
+        """Return the state with one more update in the sum, or the same state and why not."""
+        update = self.check(state, data)
+        if isinstance(update, Message):
+            return self.count(state, update), Receipt(update.site, None)
+        return replace(state, refused=(*state.refused, update)[-MAX_REFUSED:]), Receipt(
+            None, update
+        )
 
     def close_round(self, state: RoundState) -> RoundState:
         """Return the next round's state.
+
+        Raises:
+            AggregationError: fewer sites than the quorum were counted.
+        """
+        return self.step(state, self.combine(state))
+
+    def combine(self, state: RoundState) -> Tensors:
+        """Return the mean of the updates that were counted.
 
         Raises:
             AggregationError: fewer sites than the quorum were counted.
@@ -124,7 +141,10 @@ class Coordinator:
             )
         # Rounded once, whatever the order in which the study lists its sites.
         share = math.fsum(share for site, share in self.shares.items() if site in state.counted)
-        combined = mean.finish(state.accumulator, share)
+        return mean.finish(state.accumulator, share)
+
+    def step(self, state: RoundState, combined: Tensors) -> RoundState:
+        """Return the next round's state from the mean update of this one."""
         return RoundState(
             round=state.round + 1, strategy=self.strategy.step(state.strategy, combined)
         )

@@ -36,9 +36,9 @@ from huizhen.server.alliance import make_servers
 from huizhen.server.authority import pem
 from huizhen.server.desk import Clock, Desk, alone, now, open_desk
 from huizhen.server.edge import make_edge
-from huizhen.server.flower import Link, silent_environment, superlink_command
 from huizhen.server.home import Home, Settings
 from huizhen.server.status import make_status
+from huizhen.server.superlink import Link, silent_environment, superlink_command
 from huizhen.storage.files import make_folder, write_whole
 from huizhen.storage.keys import load_tls_key, make_tls_key
 
@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 def link_of(home: Home, settings: Settings) -> Link:
     """Return where the SuperLink is."""
-    return Link(settings.listen.superlink, home.authority, home.secret)
+    return Link(settings.listen.superlink, home.authority, home.secret, home.run)
 
 
 @dataclass(slots=True)
@@ -240,6 +240,8 @@ def _children(home: Home, link: Link) -> list[Child]:
     own = silent_environment(home.flower) | {
         name: value for name, value in os.environ.items() if name.startswith(("HUIZHEN_", "PYTHON"))
     }
+    # Freed adapters go back to the system at once; by default glibc keeps blocks up to 32 MiB.
+    own["MALLOC_MMAP_THRESHOLD_"] = str(1 << 20)
     return [
         Child("superlink", command, environment, home.run / "superlink.log"),
         Child("rounds", rounds, own, home.run / "rounds.log"),

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from huizhen.protocol.adapter import Shapes, Tensors
+from huizhen.protocol.adapter import Shapes, Tensors, blocks
 from huizhen.protocol.errors import WireError
 from huizhen.protocol.wire import Message, decode
 
@@ -43,7 +43,7 @@ def check_update(
         max_norm: the largest L2 norm that an update may have, over all its tensors.
     """
     try:
-        message = decode(data, shapes=shapes)
+        message = decode(data, shapes=shapes, copy=False)
     except WireError:
         return "malformed"
     if message.kind != "update":
@@ -63,5 +63,5 @@ def check_update(
 
 def update_norm(tensors: Tensors) -> float:
     """Return the L2 norm over all tensors, summed in float64."""
-    squares = (np.vdot(one, one) for one in (t.astype(np.float64) for t in tensors.values()))
-    return math.sqrt(sum(float(square) for square in squares))
+    parts = (block.astype(np.float64) for tensor in tensors.values() for block in blocks(tensor))
+    return math.sqrt(math.fsum(float(np.vdot(part, part)) for part in parts))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from huizhen.protocol.adapter import MAX_VALUE, Tensors, in_order, shapes_of
+from huizhen.protocol.adapter import MAX_VALUE, Tensors, blocks, in_order, shapes_of
 from huizhen.protocol.errors import AggregationError
 
 FRACTION_BITS = 36
@@ -32,8 +32,17 @@ def start() -> Accumulator:
     return Accumulator({})
 
 
+def fits(update: Tensors) -> bool:
+    """Whether all values of an update are finite and at most 2^20, as the sum needs them."""
+    return all(
+        bool((np.abs(block) <= MAX_VALUE).all())
+        for delta in update.values()
+        for block in blocks(delta)
+    )
+
+
 def add(accumulator: Accumulator, update: Tensors, share: float) -> Accumulator:
-    """Return the sum with one more update.
+    """Return the sum with one more update; it takes over the arrays of the sum so far.
 
     Args:
         accumulator: the sum so far, of the same tensors.
@@ -42,8 +51,7 @@ def add(accumulator: Accumulator, update: Tensors, share: float) -> Accumulator:
 
     Raises:
         AggregationError: a value is not finite or over 2^20, the tensors differ, or the share is
-            not
-            in (0, 1].
+            not in (0, 1].
     """
     if not 0 < share <= 1:
         raise AggregationError(f"share is {share}, expected over 0 and at most 1")
@@ -51,16 +59,16 @@ def add(accumulator: Accumulator, update: Tensors, share: float) -> Accumulator:
     shapes = {name: total.shape for name, total in accumulator.sums.items()}
     if shapes and shapes != shapes_of(update):
         raise AggregationError("update has other tensors than the sum")
-    sums: dict[str, NDArray[np.int64]] = {}
+    if not fits(update):  # before any of it is added: a refusal changes nothing
+        raise AggregationError("update holds a value that is not finite or over 2^20")
+    sums = dict(accumulator.sums) or {
+        name: np.zeros(delta.shape, np.int64) for name, delta in update.items()
+    }
     for name, delta in update.items():
-        if not (np.abs(delta) <= MAX_VALUE).all():
-            raise AggregationError(
-                f"update of {name!r} holds a value that is not finite or over 2^20"
-            )
-        fixed = np.rint(delta.astype(np.float64) * (share * 2.0**FRACTION_BITS)).astype(np.int64)
-        if accumulator.sums:
-            fixed += accumulator.sums[name]
-        sums[name] = fixed
+        for total, block in zip(blocks(sums[name]), blocks(delta), strict=True):
+            fixed = block.astype(np.float64)
+            fixed *= share * 2.0**FRACTION_BITS
+            total += np.rint(fixed, out=fixed).astype(np.int64)
     return Accumulator(sums)
 
 

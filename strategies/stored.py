@@ -8,16 +8,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from huizhen.protocol.adapter import in_order
 from huizhen.protocol.errors import StorageError
+from huizhen.protocol.wire import safetensors
 from huizhen.strategies.base import StrategyState
 
 
 def encode_state(state: StrategyState) -> bytes:
     """Return a state as bytes."""
-    return save(tensors_of(state))
+    return b"".join(safetensors(tensors_of(state)))
 
 
 def decode_state(data: bytes) -> StrategyState:

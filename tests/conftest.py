@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 import tomllib
 
 import numpy as np
@@ -16,6 +17,9 @@ from huizhen.learning.bases import resolve
 from huizhen.learning.model import AdaptedModel
 from huizhen.learning.tasks import fields_read
 from huizhen.protocol.study import parse_study
+
+# A shell starts what is in its background with Ctrl-C ignored, and every child inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = {
     "asthma": ["cough", "wheeze", "dyspnoea"],

@@ -26,6 +26,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     from huizhen.client import flower as site_flower
     from huizhen.server import flower, supervisor
+    from huizhen.server import superlink as server_superlink
 
 from huizhen.protocol.errors import ProtocolError
 from huizhen.server.authority import Authority, pem
@@ -34,7 +35,15 @@ from huizhen.server.home import Home
 from huizhen.simulations.live import free_ports
 from huizhen.storage.files import write_whole
 
-__all__ = ["SuperLink", "flower", "make_node_key", "node_pem", "site_flower", "superlink"]
+__all__ = [
+    "SuperLink",
+    "flower",
+    "make_node_key",
+    "node_pem",
+    "server_superlink",
+    "site_flower",
+    "superlink",
+]
 
 
 def make_node_key() -> ec.EllipticCurvePrivateKey:
@@ -52,20 +61,20 @@ class SuperLink:
     """A SuperLink process, and what opens it."""
 
     folder: Path
-    link: flower.Link
+    link: server_superlink.Link
     process: subprocess.Popen[bytes] | None = None
     fleet: str = ""
     # the edge's address
     keys: dict[str, ec.EllipticCurvePrivateKey] = field(default_factory=dict)
 
     @property
-    def control(self) -> flower.Control:
+    def control(self) -> server_superlink.Control:
         """The list of nodes."""
-        return flower.Control(self.link)
+        return server_superlink.Control(self.link)
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        command, environment = flower.superlink_command(
+        command, environment = server_superlink.superlink_command(
             self.link,
             certificate=self.folder / "server.pem",
             key=self.folder / "keys" / "server.pem",
@@ -122,7 +131,7 @@ def superlink(folder: Path) -> Iterator[SuperLink]:
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     write_whole(home.key("server"), private)
     write_whole(home.secret, os.urandom(32))
-    link = flower.Link(f"127.0.0.1:{port}", home.authority, home.secret)
+    link = server_superlink.Link(f"127.0.0.1:{port}", home.authority, home.secret, home.flower)
     made = SuperLink(folder, link)
     made.fleet = f"127.0.0.1:{port + 1}"
     try:

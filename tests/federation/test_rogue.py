@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from tests.federation.conftest import records
-from tests.federation.loopback import flower, make_node_key, site_flower
+from tests.federation.loopback import flower, make_node_key, server_superlink, site_flower
 
 from cryptography import x509  # isort: skip
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -281,8 +281,11 @@ def test_a_node_key_that_nobody_registered_gets_nothing(live, east):
 def test_id_5_without_the_secret_nobody_becomes_the_coordinator(live, coordinator, tmp_path):
     wrong = tmp_path / "secret"
     wrong.write_bytes(b"\x00" * 32)
-    link = flower.Link(at(live, 4), coordinator.authority, wrong)
-    with pytest.raises(flower.FlowerRefusedError, match="Authentication"), flower.connect(link):
+    link = server_superlink.Link(at(live, 4), coordinator.authority, wrong, tmp_path)
+    with (
+        pytest.raises(server_superlink.FlowerRefusedError, match="Authentication"),
+        flower.connect(link),
+    ):
         pass
 
 

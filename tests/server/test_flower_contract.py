@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.federation.loopback import flower, node_pem, site_flower, superlink
+from tests.federation.loopback import flower, node_pem, server_superlink, site_flower, superlink
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict  # isort: skip
 from flwr.app.message import remove_content_from_message
@@ -421,7 +421,7 @@ def test_the_edge_lets_no_more_paths_out_than_an_agent_uses():
 def test_code_6_the_child_calls_nobody_and_installs_nothing(link, monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
     monkeypatch.setenv("FLWR_OIDC_ENABLED", "1")
-    command, environment = flower.superlink_command(
+    command, environment = server_superlink.superlink_command(
         link.link, certificate=link.folder, key=link.folder, home=link.folder / "h"
     )
     assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
@@ -443,7 +443,7 @@ def test_code_1_no_bundle_is_unpacked(link, run):
 
 
 def test_a_link_without_its_secret_is_one_error(link, tmp_path):
-    broken = flower.Link(link.link.address, link.link.ca, tmp_path / "none")
+    broken = server_superlink.Link(link.link.address, link.link.ca, tmp_path / "none", tmp_path)
     with pytest.raises(StorageError, match="cannot read"), flower.connect(broken):
         pass
 
@@ -457,9 +457,9 @@ def test_a_superlink_that_comes_back_has_given_the_run_up(tmp_path, monkeypatch)
     monkeypatch.setattr(flower, "_PATIENCE_SECONDS", 5.0)
     with superlink(tmp_path / "superlink") as link:
         number = link.admit("north")
-        with contextlib.suppress(flower.RunLostError), flower.connect(link.link) as run:
+        with contextlib.suppress(server_superlink.RunLostError), flower.connect(link.link) as run:
             link.kill()
-            with pytest.raises(flower.RunLostError, match="cannot be reached"):
+            with pytest.raises(server_superlink.RunLostError, match="cannot be reached"):
                 run.online()
             assert run.is_lost
         link.start()
@@ -477,5 +477,5 @@ def test_a_run_that_began_before_a_restart_is_lost(tmp_path):
     with superlink(tmp_path / "superlink") as link, flower.connect(link.link) as run:
         link.kill()
         link.start()
-        with pytest.raises(flower.RunLostError, match="refuses"):
+        with pytest.raises(server_superlink.RunLostError, match="refuses"):
             run.online()

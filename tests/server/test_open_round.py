@@ -518,8 +518,12 @@ def failing(monkeypatch, event):
 
 
 def test_au_2_an_update_that_cannot_be_logged_is_neither_kept_nor_acknowledged(
-    alliance, opened, offer, monkeypatch
+    alliance, opened, offer, tmp_path, monkeypatch
 ):
+    with coordination(tmp_path / "undisturbed") as other:
+        close_first(other, other.offer(make_study()))
+        (record,) = other.parts.store.rounds.records(offer.digest)
+        undisturbed = record.adapter
     with monkeypatch.context() as patch:
         failing(patch, "update_counted")
         with pytest.raises(StorageError, match="disk is full"):
@@ -527,7 +531,10 @@ def test_au_2_an_update_that_cannot_be_logged_is_neither_kept_nor_acknowledged(
     assert opened.counted == ()
     assert alliance.parts.store.updates.updates(offer.digest, 1) == ()
     assert told(alliance, SOUTH) == []
-    assert send(opened, SOUTH) is None
+    for site in (SOUTH, NORTH, EAST):
+        assert send(opened, site) is None
+    opened.close()
+    assert opened.result == undisturbed  # it is not twice in the sum
 
 
 def test_au_2_a_refusal_that_cannot_be_logged_is_not_told(alliance, opened, offer, monkeypatch):
@@ -547,7 +554,7 @@ def test_au_2_a_round_that_cannot_be_logged_is_not_committed(alliance, opened, o
         with pytest.raises(StorageError):
             opened.close()
     assert alliance.parts.store.rounds.last_record(offer.digest) is None
-    opened.close()
+    alliance.open(offer).close()  # from the updates that are kept
     assert alliance.events()[-1] == "round_committed"
 
 
