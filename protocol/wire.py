@@ -10,13 +10,11 @@ of the bytes is a digest of the message. Sizes are checked before anything is pa
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import rfc8785
-from safetensors import SafetensorError
-from safetensors.numpy import load
 
 from huizhen.protocol.adapter import Array, Shapes, Tensors, in_order, shapes_of
 from huizhen.protocol.errors import WireError
@@ -53,21 +51,10 @@ def encode(message: Message) -> bytes:
         raise WireError("adapter names a site, only an update has one")
     try:
         tensors = in_order(message.tensors)
-        header = rfc8785.dumps(
-            {
-                "dtype": "float32",
-                "kind": message.kind,
-                "round": message.round,
-                "site": message.site,
-                "study": message.study,
-                "tensors": {name: list(shape) for name, shape in shapes_of(tensors).items()},
-            }
-        )
-    except (rfc8785.CanonicalizationError, UnicodeEncodeError) as error:
+    except UnicodeEncodeError as error:
         raise WireError("header holds text that is not Unicode") from error
-    for name, array in tensors.items():
-        if not np.isfinite(array).all():
-            raise WireError(f"tensor {name!r} holds a value that is not finite, expected none")
+    header = _header_of(message, shapes_of(tensors))
+    _check_finite(tensors)
     if len(header) > MAX_HEADER_BYTES:
         raise WireError(f"header has {len(header)} bytes, at most {MAX_HEADER_BYTES} are allowed")
     return b"".join((MAGIC, len(header).to_bytes(4, "little"), header, *safetensors(tensors)))
@@ -94,21 +81,6 @@ def _framing(shapes: Shapes) -> bytes:
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
-
-
-def _views(data: bytes, at: int, shapes: Shapes) -> dict[str, Array] | None:
-    """Return the tensors of a payload as views of it, or None where it is not the one encoding."""
-    framing, found = _framing(shapes), {}
-    if data[at : at + len(framing)] != framing:
-        return None
-    at += len(framing)
-    for name in sorted(shapes, key=str.encode):
-        count = math.prod(shapes[name])
-        if at + 4 * count > len(data):
-            return None
-        found[name] = np.frombuffer(data, "<f4", count, at).reshape(shapes[name])
-        at += 4 * count
-    return found if at == len(data) else None
 
 
 def max_bytes(shapes: Shapes) -> int:
@@ -158,46 +130,58 @@ def decode(data: bytes, *, shapes: Shapes, copy: bool = True) -> Message:
     expected = {name: list(shape) for name, shape in shapes.items()}
     if header["tensors"] != expected:
         raise WireError(_tensor_difference(header["tensors"], expected))
-    views = _views(data, 8 + length, shapes)
-    if views is not None and _is_canonical(data[8 : 8 + length], header, views):
-        for name, array in views.items():
-            if not np.isfinite(array).all():
-                raise WireError(f"tensor {name!r} holds a value that is not finite, expected none")
-        return Message(
-            kind=header["kind"],
-            study=header["study"],
-            round=header["round"],
-            site=header["site"],
-            tensors={name: one.copy() for name, one in views.items()} if copy else views,
-        )
-    # It is refused; what follows finds out why.
-    try:
-        tensors = load(data[8 + length :])
-    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise WireError("payload is not safetensors") from error
-    if {name: list(array.shape) for name, array in tensors.items()} != expected:
-        raise WireError("payload holds other tensors than its header says")
-    if any(array.dtype != np.float32 for array in tensors.values()):
-        raise WireError("payload holds another dtype than float32")
     message = Message(
         kind=header["kind"],
         study=header["study"],
         round=header["round"],
         site=header["site"],
-        tensors=in_order(tensors),
+        tensors=_views(data, 8 + length, shapes),
     )
-    if encode(message) != data:
-        raise WireError("message is not in its one canonical encoding")
+    if data[8 : 8 + length] != _header_of(message, shapes):
+        raise WireError("header is not in its one canonical encoding")
+    _check_finite(message.tensors)
+    if copy:
+        owned = {name: array.copy() for name, array in message.tensors.items()}
+        return replace(message, tensors=owned)
     return message
 
 
-def _is_canonical(data: bytes, header: Mapping[str, Any], tensors: Tensors) -> bool:
-    """Whether a header is the one encoding of what it says."""
-    shapes = {name: list(array.shape) for name, array in tensors.items()}
+def _views(data: bytes, at: int, shapes: Shapes) -> dict[str, Array]:
+    """Return the tensors of a payload as views of it."""
+    framing, found = _framing(shapes), {}
+    size = len(framing) + 4 * sum(math.prod(shape) for shape in shapes.values())
+    if data[at : at + len(framing)] != framing or len(data) != at + size:
+        raise WireError(
+            "payload is not the one safetensors encoding of float32 tensors that its header names"
+        )
+    at += len(framing)
+    for name in sorted(shapes, key=str.encode):
+        count = math.prod(shapes[name])
+        found[name] = np.frombuffer(data, "<f4", count, at).reshape(shapes[name])
+        at += 4 * count
+    return found
+
+
+def _check_finite(tensors: Tensors) -> None:
+    for name, array in tensors.items():
+        if not np.isfinite(array).all():
+            raise WireError(f"tensor {name!r} holds a value that is not finite, expected none")
+
+
+def _header_of(message: Message, shapes: Shapes) -> bytes:
     try:
-        return data == rfc8785.dumps({**header, "tensors": shapes})
-    except rfc8785.CanonicalizationError:
-        return False
+        return rfc8785.dumps(
+            {
+                "dtype": "float32",
+                "kind": message.kind,
+                "round": message.round,
+                "site": message.site,
+                "study": message.study,
+                "tensors": {name: list(shape) for name, shape in shapes.items()},
+            }
+        )
+    except (rfc8785.CanonicalizationError, UnicodeEncodeError) as error:
+        raise WireError("header holds text that is not Unicode") from error
 
 
 def _header(data: bytes) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -427,7 +428,7 @@ def test_a_payload_with_other_tensors_than_its_header_is_refused():
         {("x" if name == "head.bias" else name): entry for name, entry in ENTRIES.items()},
     ):
         end = max(entry["data_offsets"][1] for entry in entries.values())
-        with pytest.raises(WireError, match="payload holds other tensors"):
+        with pytest.raises(WireError, match="payload is not"):
             decode(assemble(body=payload(entries, VALID[-28:][:end])), shapes=SHAPES)
 
 
@@ -477,3 +478,21 @@ def test_a_round_that_no_one_may_send_is_not_encoded(round):
 def test_a_header_that_no_one_may_send_is_not_encoded():
     with pytest.raises(WireError, match=f"at most {MAX_HEADER_BYTES}"):
         encode(replace(UPDATE, site="x" * MAX_HEADER_BYTES))
+
+
+@pytest.mark.parametrize("names", [["a"], ["b", "a"], ["é", "z", "中文", "😀", 'quote"', "back\\"]])
+def test_the_payload_is_what_the_safetensors_library_reads_and_writes(names):
+    tensors = {name: np.full((2, n + 1), n, np.float32) for n, name in enumerate(names)}
+    tensors["empty"] = np.ones((), np.float32)
+    data = encode(replace(UPDATE, tensors=tensors))
+    body = data[8 + int.from_bytes(data[4:8], "little") :]
+    found = safetensors.numpy.load(body)
+    assert found.keys() == tensors.keys()
+    assert all(np.array_equal(found[name], tensors[name]) for name in tensors)
+    assert body == safetensors.numpy.save(tensors)
+
+
+def test_views_are_read_only_and_copies_are_not():
+    views = decode(VALID, shapes=SHAPES, copy=False).tensors
+    assert not any(array.flags.writeable for array in views.values())
+    assert all(array.flags.writeable for array in decode(VALID, shapes=SHAPES).tensors.values())
