@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from huizhen.protocol.errors import HuizhenError
+from huizhen.server.home import Home
 from huizhen.server.store import Store
 
 READY_SECONDS = 60.0
@@ -33,15 +34,26 @@ class LiveError(HuizhenError):
 class Live:
     """The federation's processes. ``with`` ends all of them."""
 
-    def __init__(self, folder: Path, *, bases: Path, alliance: str = "Demo") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        bases: Path,
+        alliance: str = "Demo",
+        host: str = "127.0.0.1",
+        store: str = "",
+    ) -> None:
         """Prepare; nothing is started.
 
         Args:
             folder: for everything; must not exist or be empty.
             bases: the home whose ``bases`` holds the base models.
             alliance: its name.
+            host: how sites reach the coordinator, which runs on this machine whatever it is called.
+            store: URL of the coordinator's PostgreSQL; empty: its own SQLite file.
         """
         self.folder, self.bases, self.alliance = folder.absolute(), bases.absolute(), alliance
+        self.host, self._store = host, store
         self.port = free_ports(5)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self.sites: list[str] = []
@@ -62,8 +74,11 @@ class Live:
         """Make the coordinator's folder and start it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.coordinator(
-            "init", "--alliance", self.alliance, "--name", "127.0.0.1", "--port", str(self.port)
+            "init", "--alliance", self.alliance, "--name", self.host, "--port", str(self.port)
         )
+        if self._store:
+            settings = self._coordinator_home / "coordinator" / "coordinator.toml"
+            edit(settings, {'url = "" ': f'url = "{self._store}" '})
         with contextlib.suppress(FileExistsError):
             (self.folder / "coordinator-home" / "bases").symlink_to(self.bases / "bases")
         self.start_coordinator()
@@ -76,7 +91,14 @@ class Live:
         self._wait(lambda: b"coordinator is up" in log.read_bytes()[before:], "coordinator")
 
     def add_site(
-        self, site: str, records: Path, *, unit: str, epsilon: float = 8.0, min_sites: int = 3
+        self,
+        site: str,
+        records: Path,
+        *,
+        unit: str,
+        epsilon: float = 8.0,
+        min_sites: int = 3,
+        network: Mapping[str, str] | None = None,
     ) -> None:
         """Make a site and let it join.
 
@@ -86,6 +108,7 @@ class Live:
             unit: the weakest unit of privacy that its policy allows.
             epsilon: its cap for one study, and the ledger's for all.
             min_sites: the fewest that a round may have, by its policy.
+            network: changes of ``site.toml``, each from a piece that is there once.
         """
         self.site(site, "init", "--site", site)
         folder = self.home_of(site) / "site"
@@ -101,7 +124,10 @@ class Live:
         )
         edit(
             folder / "site.toml",
-            {"threads = 1": f"threads = 1\nbases = {json.dumps(str(self.bases))}"},
+            {
+                "threads = 1": f"threads = 1\nbases = {json.dumps(str(self.bases))}",
+                **(network or {}),
+            },
         )
         invitation = self.folder / f"{site}.invitation"
         self.coordinator("invite", site, "--out", str(invitation))
@@ -133,7 +159,7 @@ class Live:
     def addresses_given(self) -> dict[str, str]:
         """Where the coordinator is, as invitations say."""
         names = ("fleet", "service", "door")
-        return {name: f"127.0.0.1:{self.port + number}" for number, name in enumerate(names)}
+        return {name: f"{self.host}:{self.port + number}" for number, name in enumerate(names)}
 
     def addresses(self, site: str) -> dict[str, str]:
         """Return where a site looks for the coordinator."""
@@ -166,7 +192,7 @@ class Live:
 
     def store(self) -> Store:
         """Return the coordinator's store, open."""
-        return Store.open(f"sqlite:///{self._coordinator_home / 'coordinator' / 'store.sqlite'}")
+        return Store.open(Home(self._coordinator_home / "coordinator").store_url())
 
     def wait_for(self, study: str, round: int, *, seconds: float) -> None:
         """Wait until so many rounds are committed, or the study is finished.

@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that can cut every line and refuse new ones."""
+"""TCP proxies on loopback: one that can cut every line, and a CONNECT proxy as hospitals have."""
 
 import contextlib
 import socket
@@ -43,15 +43,21 @@ class FaultProxy:
             if self._is_cut:
                 shut(near)
                 continue
-            try:
-                far = socket.create_connection(self._target, 10)
-            except OSError:
-                shut(near)
-                continue
-            with self._lock:
-                self._lines |= {near, far}
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+            threading.Thread(target=self._join, args=(near,), daemon=True).start()
+
+    def _join(self, near):
+        try:
+            far = self._far(near)
+        except OSError:
+            shut(near)
+            return
+        with self._lock:
+            self._lines |= {near, far}
+        for source, sink in ((near, far), (far, near)):
+            threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def _far(self, near):
+        return socket.create_connection(self._target, 10)
 
     def _pump(self, source, sink):
         with contextlib.suppress(OSError):
@@ -59,6 +65,34 @@ class FaultProxy:
                 sink.sendall(data)
         shut(source)
         shut(sink)
+
+
+class ConnectProxy(FaultProxy):
+    """Opens a line to where CONNECT says (RFC 9110, 9.3.6); it alone knows the names."""
+
+    def __init__(self, names):
+        """Use the addresses of names; every other one is unknown."""
+        self._names, self.asked = names, set()
+        super().__init__(None)
+
+    def _far(self, near):
+        near.settimeout(10)
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            more = near.recv(1)
+            if not more or len(head) > 10_000:
+                raise OSError("no request")
+            head += more
+        method, where, _ = head.split(b"\r\n")[0].decode().split()
+        name, port = where.rsplit(":", 1)
+        self.asked.add(where)
+        if method != "CONNECT" or name not in self._names:
+            near.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+            raise OSError("not here")
+        far = socket.create_connection((self._names[name], int(port)), 10)
+        near.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        near.settimeout(None)
+        return far
 
 
 def shut(line):

@@ -88,13 +88,18 @@ class PostgreSQL:
             cwd=self.folder,
             **self._as,
         )
+        self.run()
+
+    def run(self) -> None:
+        """Start the server on the data there is."""
         # Without scans of indexes rows come as they were written, so that no test is right by luck.
         options = [f"-k{self.folder}", "-clisten_addresses=", "-cenable_indexscan=off"]
         self.process = subprocess.Popen(  # noqa: S603 - a program found above
-            [find_binary("postgres"), "-D", data, *options],
+            [find_binary("postgres"), "-D", self.folder / "data", *options],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd=self.folder,
+            start_new_session=True,
             **self._as,
         )
         for _ in range(200):
@@ -102,6 +107,11 @@ class PostgreSQL:
                 return self.execute("SELECT 1")
             time.sleep(0.05)
         raise RuntimeError("PostgreSQL did not start")
+
+    def kill(self) -> None:
+        """End the server and all that it started as a power cut would."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(30)
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGINT)
