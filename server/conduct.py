@@ -8,10 +8,11 @@ import sys
 import threading
 from pathlib import Path
 
-from huizhen.protocol.errors import HuizhenError
+from huizhen.protocol.errors import HuizhenError, StorageError
 from huizhen.server.conductor import Conductor
 from huizhen.server.desk import alone, open_desk
 from huizhen.server.home import Home
+from huizhen.server.studies import sweep
 from huizhen.server.supervisor import die_with_parent, link_of
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,10 @@ def main(folder: str) -> int:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
         with alone(home, "rounds"), open_desk(home) as desk:
+            try:
+                logger.info("objects that nothing names are removed: count=%d", sweep(desk))
+            except StorageError as error:  # rounds need no tidy folder
+                logger.error("nothing is removed: %s", error)
             owner = f"{socket.gethostname()}:{home.folder.absolute()}"
             conductor = Conductor(desk.parts, desk.registry.trust, owner=owner)
             conductor.run(link_of(home, desk.settings), stop)

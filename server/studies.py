@@ -3,8 +3,8 @@
 from datetime import datetime
 
 from huizhen.protocol.adapter import Tensors, shapes_of
-from huizhen.protocol.documents import public_of
-from huizhen.protocol.errors import ConfigError, ProtocolError
+from huizhen.protocol.documents import claimed, public_of
+from huizhen.protocol.errors import ConfigError, ProtocolError, StorageError, WireError
 from huizhen.protocol.statements import StudyOffer, stamp
 from huizhen.protocol.study import Study
 from huizhen.server.desk import Desk
@@ -122,6 +122,26 @@ def change(desk: Desk, study: StoredStudy, state: State) -> bool:
     if event is not None:
         desk.audit.append(event, study=study.digest)
     return desk.store.studies.change_state(study.digest, state, desk.clock())
+
+
+def sweep(desk: Desk) -> int:
+    """Remove the objects that a killed process left a day ago or earlier; return how many.
+
+    What a row, an offer or a draft that waits for the board names, stays.
+
+    Raises:
+        StorageError: something cannot be read or removed, or a draft is none: nothing was removed.
+    """
+    documents = [one.document for one in desk.store.studies.studies()]
+    drafts = (desk.home.folder / "board").glob("study-*.json")
+    try:
+        said = [claimed(one) for one in (*documents, *(draft.read_bytes() for draft in drafts))]
+        named = {one[part] for one in said for part in ("adapter", "state")}
+    except (OSError, WireError, KeyError) as error:
+        raise StorageError(
+            f"a study's draft in {str(desk.home.folder / 'board')!r} is none: {error}"
+        ) from error
+    return desk.objects.sweep(desk.store.object_digests() | named)
 
 
 def offered(desk: Desk, study: StoredStudy) -> StudyOffer:
