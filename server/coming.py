@@ -11,6 +11,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Coming:
         """
         self.message, self._root = message, root
         self.missing = list(dict.fromkeys(parts))
-        self.since = time.monotonic()
+        self.since, self.begun = time.monotonic(), datetime.now(UTC)
         self.size = 0
         # bytes of the parts that have come
         self._at: dict[str, tuple[int, int]] = {}

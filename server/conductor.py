@@ -27,6 +27,8 @@ POLL_SECONDS = 0.05
 IDLE_POLL_SECONDS = 0.5
 LEASE_SECONDS = 30.0
 _LOOK_SECONDS = 1.0
+_BROKEN_SECONDS = 3.0
+# after which it is looked up whether an answer's sender was started anew
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 300.0
 _MARGIN_SECONDS = 600.0
@@ -144,6 +146,7 @@ class Conductor:
         trust = self._trust()
         self._admit(trust, control)
         self._online, self._looked = run.online(), time.monotonic()
+        self._give_up_broken(run, control)
         store, now = self._parts.store, self._parts.clock()
         held = set()
         for stored in store.studies.studies():
@@ -288,6 +291,23 @@ class Conductor:
             logger.info("site does not count: site=%s code=%s", site, code)
             asked.again = time.monotonic() + asked.pause
             asked.pause = min(2 * asked.pause, LONGEST_PAUSE_SECONDS)
+
+    def _give_up_broken(self, run: Run, control: Control) -> None:
+        """Ask again who began to answer and then came anew: nobody sends what is missing.
+
+        A process that is killed, or loses its line, while it sends an answer has announced it.
+        """
+        begun = run.unfinished(seconds=_BROKEN_SECONDS)
+        if not begun:
+            return
+        came = control.activations()
+        for work in self._works.values():
+            for site, asked in work.asked.items():
+                since = begun.get(asked.message or "")
+                if since is not None and came.get(self._nodes.get(site, 0), since) > since:
+                    logger.info("half an answer is given up: site=%s", site)
+                    run.give_up(str(asked.message))
+                    asked.message = None
 
     def _collect_late(self, run: Run) -> None:
         """Tell sites that were too late that they were: nothing is dropped in silence."""

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -181,6 +182,15 @@ class Run:
         except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
             answer = NoReply("malformed")
         return self._done(name, coming, answer)
+
+    def unfinished(self, *, seconds: float) -> dict[str, datetime]:
+        """Return which answers have missed parts for so long, and when each began to come."""
+        now = time.monotonic()
+        return {n: one.begun for n, one in self._coming.items() if now - one.since > seconds}
+
+    def give_up(self, name: str) -> None:
+        """Have SuperLink forget an answer whose missing parts nobody will send."""
+        self._done(name, self._coming[name], NoReply("no_answer"))
 
     def _begin(self, name: str) -> Coming | NoReply | None:
         """Ask for the parts of an answer; None while there is no answer."""

@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -159,6 +160,16 @@ class Control:
             found = call(client.ListNodes, ListNodesRequest()).nodes_info
         return {
             bytes(one.public_key): int(one.node_id) for one in found if one.status != "unregistered"
+        }
+
+    def activations(self) -> dict[int, datetime]:
+        """Return when each node's process last connected, by the node's number."""
+        with self._client() as client:
+            found = call(client.ListNodes, ListNodesRequest()).nodes_info
+        return {
+            int(one.node_id): datetime.fromisoformat(one.last_activated_at)
+            for one in found
+            if one.last_activated_at
         }
 
     def start_run(self) -> int:

@@ -8,19 +8,16 @@ import threading
 from typing import Any
 
 import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.federation.loopback import flower, make_node_key, site_flower, superlink
-
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict  # isort: skip
 
 from huizhen.client import agent, answering
 from huizhen.protocol.errors import StorageError
 from huizhen.server.edge import FLEET_PATHS
 
 MIB = 1 << 20
-# Flower builds a bundle with names that its library has deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,10 @@
-"""Flower's own SuperLink on loopback, with our edge before it, for tests of what Flower does.
-
-Import this before anything else of Flower: typer, which Flower loads, uses what click calls old.
-"""
+"""Flower's own SuperLink on loopback, with our edge before it, for tests of what Flower does."""
 
 import contextlib
 import os
 import signal
 import subprocess
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,13 +18,10 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from huizhen.client import flower as site_flower
-    from huizhen.server import flower, supervisor
-    from huizhen.server import superlink as server_superlink
-
+from huizhen.client import flower as site_flower
 from huizhen.protocol.errors import ProtocolError
+from huizhen.server import flower, supervisor
+from huizhen.server import superlink as server_superlink
 from huizhen.server.authority import Authority, pem
 from huizhen.server.edge import make_edge
 from huizhen.server.home import Home

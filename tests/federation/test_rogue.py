@@ -15,11 +15,10 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from tests.federation.conftest import records
 from tests.federation.loopback import flower, make_node_key, server_superlink, site_flower
-
-from cryptography import x509  # isort: skip
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from huizhen.client.alliance import AllianceError, open_alliance
 from huizhen.client.home import Home as SiteHome
@@ -35,7 +34,6 @@ from huizhen.storage.keys import load_key, load_node_key
 pytestmark = [
     pytest.mark.slow,
     # Flower builds a bundle with names that its library has deprecated.
-    pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning"),
 ]
 SITES = ("North", "South", "East")
 STUDY = """

@@ -7,15 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.federation.loopback import flower
-
-from flwr.app import Array  # isort: skip
+from flwr.app import Array
 from flwr.app.message.arraychunk import ArrayChunk
 from flwr.supercore.inflatable.inflatable_object import (
     add_header_to_object_body,
     get_all_nested_objects,
     get_object_body,
 )
+from tests.federation.loopback import flower
 
 from huizhen.protocol.errors import StorageError
 from huizhen.server.coming import Coming

@@ -10,9 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.federation.loopback import flower, node_pem, server_superlink, site_flower, superlink
-
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict  # isort: skip
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import PushMessagesRequest
@@ -27,13 +25,12 @@ from flwr.supercore.interceptors import (
     SuperExecAuthHttpInterceptor,
 )
 from flwr.supercore.runtime import RuntimeHttpClient
+from tests.federation.loopback import flower, node_pem, server_superlink, site_flower, superlink
 
 from huizhen.protocol.errors import ProtocolError, StorageError
 from huizhen.server.edge import FLEET_PATHS
 
 MIB = 1 << 20
-# Flower builds a bundle with names that its library has deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +259,23 @@ def test_an_answer_that_never_comes_holds_nobody_up(link, run, node):
         honest.reply(question, b"here")
         assert pull(run, other).document == b"here"
         assert run.pull(name, max_bytes=MIB) is None
+
+
+def test_whose_sender_was_started_anew_is_known_and_it_is_asked_again(link, run, node):
+    """A process that is killed while it sends leaves an answer that is never whole."""
+    name, request = ask(run, node)
+    announce_reply(node, request, site_flower.pack(b"d", b"never sent"))
+    assert run.pull(name, max_bytes=MIB) is None
+    assert run.unfinished(seconds=60) == {}
+    [begun] = [when for one, when in run.unfinished(seconds=0).items() if one == name]
+    assert link.control.activations()[node.node] < begun
+    with link.connect(next(one for one in link.keys if "started_anew" in one), last_node=node.node):
+        assert link.control.activations()[node.node] > begun
+        run.give_up(name)
+        assert name not in run.unfinished(seconds=0)
+        again, request = ask(run, node)
+        node.reply(request, b"whole", b"p")
+        assert pull(run, again) == flower.Reply(b"whole", b"p")
 
 
 def test_an_answer_that_comes_slowly_is_whole_when_it_is_there(run, node):
