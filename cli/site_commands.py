@@ -121,7 +121,7 @@ def _join(args: argparse.Namespace) -> int:
     home = _home(args)
     use_network(home)
     joined = join(home, invitation, _now)
-    members = [m.site for m in joined.trust.membership.members if m.status == "active"]
+    members = [member.site for member in joined.trust.active]
     if args.json:
         return print_json(
             {

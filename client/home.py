@@ -22,7 +22,7 @@ from huizhen.protocol.chain import Chain
 from huizhen.protocol.errors import ConfigError, GovernanceError, StorageError
 from huizhen.protocol.invitation import Pins
 from huizhen.protocol.statements import StudyOffer
-from huizhen.protocol.strict import build, check_keys, read_toml
+from huizhen.protocol.strict import build_sections, read_toml
 from huizhen.protocol.trust import Trust
 from huizhen.storage.files import write_whole
 
@@ -112,13 +112,7 @@ def parse_settings(tables: Mapping[str, Any], where: str) -> Settings:
     Raises:
         ConfigError: naming the file, the section, the key and what was expected.
     """
-    check_keys(tables, _SECTIONS, where)
-    values: dict[str, Any] = {}
-    for name, table in tables.items():
-        if not isinstance(table, Mapping):
-            raise ConfigError(f"{where} [{name}] is {table!r}, expected a table")
-        values[name] = build(_SECTIONS[name], table, f"{where} [{name}]")
-    return Settings(**values)
+    return Settings(**build_sections(_SECTIONS, tables, where))
 
 
 @dataclass(frozen=True, slots=True)

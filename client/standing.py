@@ -343,8 +343,8 @@ class Standing:
                 self._audit.countersigned(document, self.trust.coordinator)
         others = [
             key
-            for member in self.trust.membership.members
-            if member.status == "active" and member.site != self.site
+            for member in self.trust.active
+            if member.site != self.site
             for key in self.trust.keys(member.site)
         ]
         for document, _ in alliance.heads(self.site, self._shown):

@@ -41,7 +41,6 @@ MAX_BYTES = 4096
 # of an entry; what the facts' types allow is less
 KeyPurpose = Literal["identity", "node", "tls", "steward"]
 Version = Annotated[int, Field(ge=1, le=1 << 53)]
-Seconds = Annotated[int, Field(ge=-(1 << 40), le=1 << 40)]
 EpsilonCap = Annotated[float, Field(gt=0)]
 
 _ASKED = {"study": Digest, "round": Round, "attempt": Attempt}
@@ -65,8 +64,6 @@ EVENTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "log_exported": {"document": Digest, "first": Size, "last": Size, "study": Digest | None},
         "witness_signed": {"log": SiteName, "size": Size, "root": Digest},
         "witness_refused": {"log": SiteName, "code": Code},
-        "clock_skewed": {"seconds": Seconds},
-        # own clock less the other party's
         "command_given": {"name": Code},
         # a site
         "alliance_joined": {"identity": Key, "authority": Digest},

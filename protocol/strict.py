@@ -64,6 +64,23 @@ def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
         raise ConfigError(f"{where} {error}") from error
 
 
+def build_sections(
+    sections: Mapping[str, type], tables: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """Return what the tables of a settings file make, by name; one that is absent is left out.
+
+    Raises:
+        ConfigError: naming the file, the section, the key and what was expected.
+    """
+    check_keys(tables, sections, where)
+    found: dict[str, Any] = {}
+    for name, table in tables.items():
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"{where} [{name}] is {table!r}, expected a table")
+        found[name] = build(sections[name], table, f"{where} [{name}]")
+    return found
+
+
 def check_keys(table: Mapping[str, Any], known: typing.Iterable[str], where: str) -> None:
     """Refuse keys that are not ``known``.
 

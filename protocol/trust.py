@@ -127,6 +127,11 @@ class Trust:
         return [public_key(bytes.fromhex(self.membership.coordinator))]
 
     @property
+    def active(self) -> tuple[Member, ...]:
+        """The sites that are in the alliance now."""
+        return tuple(one for one in self.membership.members if one.status == "active")
+
+    @property
     def board(self) -> list[PublicKey]:
         """The board's keys."""
         return keys_of(self.membership.board)
@@ -182,10 +187,6 @@ class Trust:
                     return [public_key(bytes.fromhex(former.identity))]
             return [public_key(bytes.fromhex(member.identity))]
         raise TrustError("not_a_member", f"site {site!r} was not in the alliance then")
-
-    def is_stale(self, now: datetime, most: timedelta) -> bool:
-        """Whether the membership is older than a site allows: a revocation may be hidden."""
-        return now - moment(self.membership.issued) > most
 
 
 def _read(data: bytes, board: Board, now: datetime) -> Membership:

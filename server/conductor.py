@@ -192,8 +192,7 @@ class Conductor:
         if self._admitted == trust.membership.version:
             return
         nodes = {}
-        active = [one for one in trust.membership.members if one.status == "active"]
-        for member in active:
+        for member in trust.active:
             try:
                 nodes[member.site] = control.admit(member.node_key.encode())
             except RunLostError:
@@ -201,7 +200,7 @@ class Conductor:
             except ProtocolError as error:  # it cannot be asked, the others can
                 logger.error("node is not admitted: site=%s %s", member.site, error)
         known = control.nodes()
-        for key in known.keys() - {one.node_key.encode() for one in active}:
+        for key in known.keys() - {one.node_key.encode() for one in trust.active}:
             control.expel(known[key])
         self._nodes = nodes
         self._admitted = trust.membership.version

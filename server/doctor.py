@@ -31,9 +31,10 @@ def examine(desk: Desk) -> Iterator[Finding]:
 
 
 def _members(desk: Desk) -> Finding:
-    membership = desk.registry.trust().membership
-    active = [one.site for one in membership.members if one.status == "active"]
-    return Finding("members", "ok", f"membership {membership.version}: {len(active)} sites")
+    trust = desk.registry.trust()
+    return Finding(
+        "members", "ok", f"membership {trust.membership.version}: {len(trust.active)} sites"
+    )
 
 
 def _audit(desk: Desk) -> Finding:

@@ -15,7 +15,7 @@ from typing import Any
 
 from huizhen.protocol.errors import ConfigError
 from huizhen.protocol.statements import Board
-from huizhen.protocol.strict import build, check_keys, read_toml
+from huizhen.protocol.strict import build_sections, read_toml
 
 SETTINGS = "coordinator.toml"
 
@@ -107,16 +107,11 @@ def parse_settings(tables: Mapping[str, Any], where: str) -> Settings:
     Raises:
         ConfigError: naming the file, the section, the key and what was expected.
     """
-    check_keys(tables, _SECTIONS, where)
+    found = build_sections(_SECTIONS, tables, where)
     for name in ("alliance", "public"):
-        if name not in tables:
+        if name not in found:
             raise ConfigError(f"{where} has no [{name}]: add the section")
-    values: dict[str, Any] = {}
-    for name, table in tables.items():
-        if not isinstance(table, Mapping):
-            raise ConfigError(f"{where} [{name}] is {table!r}, expected a table")
-        values[name] = build(_SECTIONS[name], table, f"{where} [{name}]")
-    return Settings(**values)
+    return Settings(**found)
 
 
 @dataclass(frozen=True, slots=True)

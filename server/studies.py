@@ -37,7 +37,7 @@ def offer(desk: Desk, study: Study, first: Tensors, *, ends: datetime) -> StudyO
         StorageError: it cannot be kept.
     """
     trust = desk.registry.trust()
-    members = {m.site for m in trust.membership.members if m.status == "active"}
+    members = {member.site for member in trust.active}
     if unknown := sorted(study.sites.keys() - members):
         raise ConfigError(
             f"[sites.{unknown[0]}] is no member of the alliance, members are "

@@ -74,8 +74,7 @@ def take_countersigned(desk: Desk, site: str, document: bytes) -> None:
 
 def to_witness(desk: Desk, site: str) -> list[str]:
     """Return the logs that a site is asked to witness."""
-    members = desk.registry.trust().membership.members
-    sites = [member.site for member in members if member.status == "active"]
+    sites = [member.site for member in desk.registry.trust().active]
     return [log for log in [COORDINATOR, *sites] if site in witnesses_of(log, sites)]
 
 

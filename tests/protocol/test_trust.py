@@ -328,11 +328,6 @@ def test_id_2_a_revoked_key_counts_for_what_was_signed_before_alone(trust):
     assert caught.value.code == "revoked"
 
 
-def test_a_hidden_revocation_is_noticed_by_the_age_of_what_is_held(trust):
-    assert not trust.is_stale(NOW + timedelta(days=7), timedelta(days=7))
-    assert trust.is_stale(NOW + timedelta(days=7, seconds=1), timedelta(days=7))
-
-
 # Whatever arrives.
 
 

@@ -76,7 +76,7 @@ def test_what_is_no_event_is_not_written(used):
 
 def test_the_order_is_that_of_the_numbers_whatever_the_clock_says(used, clock):
     clock.now -= timedelta(days=3)
-    assert used.append("clock_skewed", seconds=-259_200).time == "2026-02-26T08:30:00Z"
+    assert used.append("work_paused", code="command").time == "2026-02-26T08:30:00Z"
     with AuditLog.open(used._file.path) as again:
         assert again.head().size == 7
 
