@@ -79,19 +79,17 @@ class OpenRound:
         self.digest = offer.digest
         self.sites = tuple(sorted(sites))
         last = parts.store.rounds.last_record(self.digest)
-        kept = offer.state if last is None else last.strategy_state
-        state = decode_state(parts.objects.get(kept))
+        self._kept = offer.state if last is None else last.strategy_state
+        self._adapter = offer.adapter if last is None else last.adapter
+        state = decode_state(parts.objects.get(self._kept))
         self.round = 1 if last is None else last.round + 1
         self.parent = self.digest if last is None else last.digest
         self._coordinator = Coordinator(self.study, shapes_of(state.x))
         self.is_metrics = self.round > self.study.rounds.count
-        opening = RoundState(round=self.round, strategy=state)
-        adapter = self._coordinator.announcement(opening)
-        shapes = self._coordinator.trained_shapes(opening)
-        self._adapter, self._kept = parts.objects.put(adapter), kept
-        # While answers come the sum alone is in memory; the adapter is read again to close.
-        self._state = replace(opening, strategy=StrategyState({}))
-        del adapter, state, opening
+        # While answers come the sum alone is in memory; the state is read again to close.
+        self._state = RoundState(round=self.round, strategy=StrategyState({}))
+        shapes = self._coordinator.trained_shapes(self._state)
+        del state
         self.max_bytes = MAX_METRICS_BYTES if self.is_metrics else max_bytes(shapes)
         self._payloads: dict[str, str] = {}
         for update in parts.store.updates.updates(self.digest, self.round):
