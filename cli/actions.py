@@ -44,3 +44,17 @@ def print_json(document: dict[str, Any]) -> int:
     """Print a document for programs, and return the exit code of success."""
     print(json.dumps({"schema": 1, **document}, ensure_ascii=False, indent=1))
     return 0
+
+
+def show_table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    """Print rows for people; a list is shown with blanks between."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        values = [row[column] for column in columns]
+        table.add_row(*(" ".join(v) if isinstance(v, list) else str(v or "") for v in values))
+    Console(markup=False, highlight=False).print(table)

@@ -3,14 +3,15 @@
 import argparse
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huizhen.cli.actions import add_action, print_json
+from huizhen.cli.actions import add_action, print_json, show_table
+from huizhen.cli.study_steps import add_study, coordinator_home
 
 if TYPE_CHECKING:
-    from huizhen.server.home import Home
+    pass
 
 _INIT = """examples:
   huizhen coordinator init --alliance "Rare diseases East" --name fed.example.org
@@ -30,11 +31,6 @@ _INVITE = """examples:
   huizhen coordinator invite North --days 3 --out /media/usb/north.invitation
 
 Hand the file over; read the fingerprint to each other over the telephone. It is good for one site.
-"""
-_STUDY = """examples:
-  huizhen coordinator study new study.toml --ends 2027-06-30
-  huizhen coordinator study open 9c1e2ab4
-  huizhen coordinator study pause 9c1e2ab4
 """
 
 
@@ -74,22 +70,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     approve.add_argument("--key", type=Path, metavar="KEY.pem", help="this person's, Ed25519")
     runs = add_action(actions, "runs", "the rounds of a study", _EXAMPLE.format("runs 9c1e"), _runs)
     runs.add_argument("study", metavar="DIGEST_OR_NAME")
+    add_study(actions)
     add_action(
         actions, "doctor", "what would keep it from working", _EXAMPLE.format("doctor"), _doctor
     )
-    study = actions.add_parser("study", help="offer, open, pause and close studies")
-    steps = study.add_subparsers(required=True, metavar="STEP")
-    new = add_action(steps, "new", "offer a study to its sites", _STUDY, _new)
-    new.add_argument("file", type=Path, metavar="STUDY.toml")
-    new.add_argument("--ends", metavar="DAY", help="as 2027-06-30; default: in 180 days")
-    for name, state, help in (
-        ("open", "open", "let its rounds run"),
-        ("pause", "paused", "run no further round until it is opened again"),
-        ("close", "closed", "end it for ever"),
-    ):
-        step = add_action(steps, name, help, _STUDY, _change)
-        step.add_argument("study", metavar="DIGEST_OR_NAME")
-        step.set_defaults(state=state)
 
 
 _APPROVE = """examples:
@@ -103,19 +87,12 @@ _EXAMPLE = """examples:
 """
 
 
-def _home(args: argparse.Namespace) -> "Home":
-    from huizhen.learning.bases import default_home
-    from huizhen.server.home import Home
-
-    return Home((args.home or default_home()) / "coordinator")
-
-
 def _init(args: argparse.Namespace) -> int:
     from huizhen.server.desk import open_desk
     from huizhen.server.founding import found
     from huizhen.server.registry import WaitingForBoardError
 
-    home = _home(args)
+    home = coordinator_home(args)
     found(
         home,
         alliance=args.alliance,
@@ -152,7 +129,7 @@ def _up(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     for name in ("alembic", "httpx"):  # they name every step and every request
         logging.getLogger(name).setLevel(logging.WARNING)
-    home = _home(args)
+    home = coordinator_home(args)
 
     def ready(addresses: Mapping[str, str]) -> None:
         if args.json:
@@ -169,7 +146,7 @@ def _invite(args: argparse.Namespace) -> int:
     from huizhen.protocol.errors import ConfigError
     from huizhen.server.desk import open_desk
 
-    home = _home(args)
+    home = coordinator_home(args)
     out: Path = args.out or Path(f"{args.site}.invitation")
     with open_desk(home) as desk:
         made = desk.registry.invite(args.site, desk.settings.public, days=args.days)
@@ -188,7 +165,7 @@ def _invite(args: argparse.Namespace) -> int:
 def _sites(args: argparse.Namespace) -> int:
     from huizhen.server.desk import open_desk
 
-    with open_desk(_home(args)) as desk:
+    with open_desk(coordinator_home(args)) as desk:
         trust = desk.registry.trust()
         statuses = {one.site: one for one in desk.store.sites.statuses()}
         rows = []
@@ -207,7 +184,7 @@ def _sites(args: argparse.Namespace) -> int:
             )
     if args.json:
         return print_json({"sites": rows})
-    _table(("site", "status", "since", "seen", "version", "codes"), rows)
+    show_table(("site", "status", "since", "seen", "version", "codes"), rows)
     return 0
 
 
@@ -215,7 +192,7 @@ def _status(args: argparse.Namespace) -> int:
     from huizhen.server.desk import open_desk
     from huizhen.server.studies import offered
 
-    with open_desk(_home(args)) as desk:
+    with open_desk(coordinator_home(args)) as desk:
         rows = []
         for stored in desk.store.studies.studies():
             study = offered(desk, stored).agreed()
@@ -237,14 +214,14 @@ def _status(args: argparse.Namespace) -> int:
     if args.json:
         return print_json({"studies": rows})
     shown = [{**row, "study": str(row["study"])[:12]} for row in rows]
-    _table(("study", "name", "state", "round", "of", "approved", "sites"), shown)
+    show_table(("study", "name", "state", "round", "of", "approved", "sites"), shown)
     return 0
 
 
 def _revoke(args: argparse.Namespace) -> int:
     from huizhen.server.desk import open_desk
 
-    with open_desk(_home(args)) as desk:
+    with open_desk(coordinator_home(args)) as desk:
         desk.registry.revoke(args.site)
     if args.json:
         return print_json({"revoked": args.site})
@@ -270,7 +247,7 @@ def _approve(args: argparse.Namespace) -> int:
             return print_json({"draft": str(args.draft), "in_force": False})
         print(f"{args.draft} is signed; pass it on, the last one takes it to the coordinator")
         return 0
-    home = _home(args)
+    home = coordinator_home(args)
     if not home.settings_file.exists():
         raise ConfigError("no coordinator is here: name your key with --key to sign the draft")
     with open_desk(home) as desk:
@@ -293,7 +270,7 @@ def _runs(args: argparse.Namespace) -> int:
     from huizhen.server.desk import open_desk
     from huizhen.server.studies import find
 
-    with open_desk(_home(args)) as desk:
+    with open_desk(coordinator_home(args)) as desk:
         study, rows = find(desk, args.study), []
         for stored in desk.store.rounds.records(study.digest):
             record = Record.read(stored.document, desk.registry.trust().coordinator)
@@ -311,7 +288,7 @@ def _runs(args: argparse.Namespace) -> int:
     is_open = last is not None and last.round > len(rows)
     if args.json:
         return print_json({"study": study.digest, "state": study.state, "rounds": rows})
-    _table(("round", "closed", "attempt", "counted", "absent", "adapter"), rows)
+    show_table(("round", "closed", "attempt", "counted", "absent", "adapter"), rows)
     if last is not None and is_open:
         print(f"round {last.round} is open, attempt {last.attempt}, until {last.deadline:%F %TZ}")
     return 0
@@ -322,58 +299,5 @@ def _doctor(args: argparse.Namespace) -> int:
     from huizhen.server.desk import open_desk
     from huizhen.server.doctor import examine
 
-    with open_desk(_home(args)) as desk:
+    with open_desk(coordinator_home(args)) as desk:
         return show(examine(desk), as_json=args.json)
-
-
-def _new(args: argparse.Namespace) -> int:
-    from huizhen.learning.first import first_adapter
-    from huizhen.protocol.errors import ConfigError
-    from huizhen.protocol.strict import read_toml
-    from huizhen.protocol.study import parse_study
-    from huizhen.server.desk import open_desk
-    from huizhen.server.studies import offer
-
-    try:
-        ends = (
-            datetime.now(UTC) + timedelta(days=180)
-            if args.ends is None
-            else datetime.strptime(args.ends, "%Y-%m-%d").replace(tzinfo=UTC) + timedelta(days=1)
-        )
-    except ValueError as error:
-        raise ConfigError(f"--ends is {args.ends!r}, expected a day as 2027-06-30") from error
-    study, first = first_adapter(parse_study(read_toml(args.file), str(args.file)), args.home)
-    with open_desk(_home(args)) as desk:
-        made = offer(desk, study, first, ends=ends)
-    if args.json:
-        return print_json({"study": made.digest, "ends": made.ends})
-    print(f"study {made.digest} is offered to {', '.join(study.sites)} until {made.ends}")
-    print(f"sites approve it with: huizhen site approve {made.digest[:12]} --cohort NAME")
-    print(f"then: huizhen coordinator study open {made.digest[:12]}")
-    return 0
-
-
-def _change(args: argparse.Namespace) -> int:
-    from huizhen.server.desk import open_desk
-    from huizhen.server.studies import change, find
-
-    with open_desk(_home(args)) as desk:
-        study = find(desk, args.study)
-        was_other = change(desk, study, args.state)
-    if args.json:
-        return print_json({"study": study.digest, "state": args.state, "changed": was_other})
-    print(f"study {study.name!r} is {args.state}{'' if was_other else ' already'}")
-    return 0
-
-
-def _table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column)
-    for row in rows:
-        values = [row[column] for column in columns]
-        table.add_row(*(" ".join(v) if isinstance(v, list) else str(v or "") for v in values))
-    Console(markup=False, highlight=False).print(table)

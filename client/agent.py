@@ -90,7 +90,7 @@ class Agent:
             self._note()
             return
         self._audit.append("work_resumed", code="started")
-        self._log_policy()
+        self._answering.log_policy(self.policy)
         threads = [
             threading.Thread(target=self._watch, name="watch", daemon=True),
             threading.Thread(target=self._stand, name="standing", daemon=True),
@@ -213,13 +213,6 @@ class Agent:
         """Set what ``site status`` shows; an end stays."""
         if self.ended is None:
             self.code = code
-
-    def _log_policy(self) -> None:
-        """Have the log name the policy that is in force."""
-        known = [one for one in self._audit.entries() if one.event == "policy_changed"]
-        digest = self.policy.digest()
-        if not known or known[-1].facts["policy"] != digest:
-            self._audit.append("policy_changed", policy=digest)
 
     def _renew(self) -> None:
         until = renew(self.home, self._clock)

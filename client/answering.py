@@ -91,11 +91,24 @@ class Answering:
         self._warm_for: tuple[str, str, str] | None = None
         # study, policy and cohort of the site that is kept
         self._is_stopped = threading.Event()
+        entries = audit.entries()
         self._begun = [
             (moment(one.time), str(one.facts["study"]), int(one.facts["round"]))
-            for one in audit.entries()
+            for one in entries
             if one.event == "training_started"
         ]
+        policies = [one.facts["policy"] for one in entries if one.event == "policy_changed"]
+        self._logged_policy = policies[-1] if policies else None
+
+    def log_policy(self, policy: Policy) -> None:
+        """Have the log name the policy that is in force before it decides anything.
+
+        Raises:
+            StorageError: the log cannot be written.
+        """
+        if (digest := policy.digest()) != self._logged_policy:
+            self._audit.append("policy_changed", policy=digest)
+            self._logged_policy = digest
 
     def answer(self, document: bytes, payload: bytes) -> Answer | None:
         """Return the answer to a message; None where it deserves none.
@@ -208,8 +221,10 @@ class Answering:
         Raises:
             _RefusalError: they do not.
         """
-        home, policy = self._home, self._home.policy()
+        home = self._home
         try:
+            policy = home.policy()
+            self.log_policy(policy)
             offer = home.study(asked.study).offer(self._standing.trust)
             offered, approval = Offered.of(offer), self._approval(policy, asked.study)
             site = self._warm(policy, offer, approval)

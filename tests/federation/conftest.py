@@ -22,7 +22,7 @@ def records(site, count=40):
     return "\n".join(lines) + "\n"
 
 
-def study_text(name, *, rounds=4, quorum=3, minutes=5.0, steps=2):
+def study_text(name, *, rounds=8, quorum=3, minutes=5.0, steps=2):
     """Return a private study of the three sites as TOML."""
     sites = "\n".join(f"[sites.{site}]\npatients_public = 40" for site in SITES)
     return f"""
@@ -54,6 +54,21 @@ quorum = {quorum}
 deadline_minutes = {minutes}
 {sites}
 """
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Show how long each part took to recover, as docs/reliability.md has it."""
+    found = [
+        f"{value:6.1f} s  {report.nodeid.split('::')[-1]}"
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", "") == "call"
+        for name, value in report.user_properties
+        if name == "seconds to recover"
+    ]
+    if found:
+        terminalreporter.section("seconds to recover")
+        terminalreporter.write_line("\n".join(found))
 
 
 @pytest.fixture(scope="module")

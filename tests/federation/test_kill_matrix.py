@@ -34,6 +34,25 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 SECONDS = 240
 
 
+@pytest.fixture
+def recovery(record_property):
+    """Waits after what is done in ``with`` for the next round, and notes how long that took.
+
+    The seconds, from the beginning of ``with``, are shown at the end and stand in
+    docs/reliability.md.
+    """
+
+    @contextlib.contextmanager
+    def measured(live, digest):
+        before, _ = live.round_of(digest)
+        begin = time.monotonic()
+        yield
+        live.wait_for(digest, before + 1, seconds=SECONDS)
+        record_property("seconds to recover", round(time.monotonic() - begin, 1))
+
+    return measured
+
+
 @pytest.fixture(autouse=True)
 def mended(federation):
     """Leave to the next case what this one found, also when it fails."""
@@ -105,47 +124,54 @@ def test_nothing_is_killed(federation):
     assert all(len(one.counted) == 3 for one in chain)
 
 
-def test_the_coordinator_is_killed_before_it_can_aggregate(federation):
+def test_the_coordinator_is_killed_before_it_can_aggregate(federation, recovery):
     with paused(federation.pid("East")):
         digest = federation.offer(study_text("before"))
         wait(lambda: set(updates(federation, digest, 1)) == {"North", "South"})
+        recovers = contextlib.ExitStack()
+        recovers.enter_context(recovery(federation, digest))
         restart(federation, "coordinator")
+    recovers.close()
     chain = finish(federation, digest)
     assert all(len(one.counted) == 3 for one in chain)
 
 
-def test_the_coordinator_is_killed_while_it_aggregates(federation):
+def test_the_coordinator_is_killed_while_it_aggregates(federation, recovery):
     """At moments spread over a round: some of them fall between the last update and the commit."""
     digest = federation.offer(study_text("during", rounds=8))
     for number in range(4):
         federation.wait_for(digest, number + 1, seconds=SECONDS)
         time.sleep(0.3 * number)
+        with recovery(federation, digest):
+            restart(federation, "coordinator")
+    finish(federation, digest)
+
+
+def test_the_coordinator_is_killed_right_after_it_committed(federation, recovery):
+    digest = federation.offer(study_text("after"))
+    federation.wait_for(digest, 2, seconds=SECONDS)
+    with recovery(federation, digest):
         restart(federation, "coordinator")
     finish(federation, digest)
 
 
-def test_the_coordinator_is_killed_right_after_it_committed(federation):
-    digest = federation.offer(study_text("after"))
-    federation.wait_for(digest, 2, seconds=SECONDS)
-    restart(federation, "coordinator")
-    finish(federation, digest)
-
-
-def test_the_rounds_process_is_killed(federation):
+def test_the_rounds_process_is_killed(federation, recovery):
     digest = federation.offer(study_text("rounds"))
     federation.wait_for(digest, 1, seconds=SECONDS)
-    kill_part(federation, "rounds")
+    with recovery(federation, digest):
+        kill_part(federation, "rounds")
     finish(federation, digest)
 
 
-def test_the_superlink_is_killed(federation):
+def test_the_superlink_is_killed(federation, recovery):
     digest = federation.offer(study_text("superlink"))
     federation.wait_for(digest, 1, seconds=SECONDS)
-    kill_part(federation, "superlink")
+    with recovery(federation, digest):
+        kill_part(federation, "superlink")
     finish(federation, digest)
 
 
-def test_a_site_is_killed_while_it_trains(federation):
+def test_a_site_is_killed_while_it_trains(federation, recovery):
     """It has charged its ledger: the round is trained again under the same charge."""
     digest = federation.offer(study_text("training", steps=400, rounds=2))
     ledger = federation.home_of("North") / "site" / "ledger.sqlite"
@@ -158,7 +184,8 @@ def test_a_site_is_killed_while_it_trains(federation):
         return False
 
     wait(is_charged)
-    restart(federation, "North")
+    with recovery(federation, digest):
+        restart(federation, "North")
     chain = finish(federation, digest)
     assert all(len(one.counted) == 3 for one in chain)
     with Ledger.open(ledger) as opened:
@@ -166,13 +193,15 @@ def test_a_site_is_killed_while_it_trains(federation):
         assert study.rounds_charged == 2  # not three
 
 
-def test_a_site_is_killed_while_it_uploads(federation):
+def test_a_site_is_killed_while_it_uploads(federation, recovery):
     """The edge stands still while the update is on its way; the same bytes are sent again."""
     digest = federation.offer(study_text("upload"))
     federation.wait_for(digest, 1, seconds=SECONDS)
     with paused(federation.child("superlink")):
         time.sleep(3)
         restart(federation, "North")
+    with recovery(federation, digest):
+        pass  # the edge moves again
     finish(federation, digest)
 
 
@@ -186,20 +215,21 @@ def test_a_site_is_slower_than_the_deadline(federation):
     assert {each.code for one in late for each in one.absent} <= {"no_answer", "behind", "late"}
 
 
-def test_everything_is_killed_and_started_again(federation):
+def test_everything_is_killed_and_started_again(federation, recovery):
     digest = federation.offer(study_text("everything"))
     federation.wait_for(digest, 1, seconds=SECONDS)
     for name in ("coordinator", *SITES):
         federation.kill(name)
-    for name in SITES:
-        federation.start_site(name)
-    time.sleep(2)
-    federation.start_coordinator()
+    with recovery(federation, digest):
+        for name in SITES:
+            federation.start_site(name)
+        time.sleep(2)
+        federation.start_coordinator()
     chain = finish(federation, digest)
     assert all(len(one.counted) == 3 for one in chain)
 
 
-def test_a_site_stops_by_its_kill_file_and_goes_on_when_it_is_taken_away(federation):
+def test_a_site_stops_by_its_kill_file_and_goes_on_when_it_is_taken_away(federation, recovery):
     digest = federation.offer(study_text("stop", quorum=3))
     federation.wait_for(digest, 1, seconds=SECONDS)
     federation.site("South", "stop")
@@ -211,11 +241,12 @@ def test_a_site_stops_by_its_kill_file_and_goes_on_when_it_is_taken_away(federat
     time.sleep(3)
     assert federation.round_of(digest)[0] <= before + 1  # South's last answer may have been there
     federation.site("South", "stop", "--off")
-    federation.start_site("South")
+    with recovery(federation, digest):
+        federation.start_site("South")
     finish(federation, digest)
 
 
-def test_the_network_is_cut_for_a_minute(federation):
+def test_the_network_is_cut_for_a_minute(federation, recovery):
     terms = federation.addresses("South")
     with contextlib.ExitStack() as proxies:
         made = {
@@ -234,8 +265,9 @@ def test_the_network_is_cut_for_a_minute(federation):
         before = federation.round_of(digest)[0]
         time.sleep(60)
         assert federation.round_of(digest)[0] <= before + 1  # the quorum is three
-        for proxy in made.values():
-            proxy.heal()
+        with recovery(federation, digest):
+            for proxy in made.values():
+                proxy.heal()
         chain = finish(federation, digest)
         federation.end("South")
     assert all(len(one.counted) == 3 for one in chain)
@@ -248,7 +280,7 @@ date.now, commands._now = (lambda: flower() + shift), (lambda: own() + shift)
 """
 
 
-def test_a_clock_is_ten_seconds_fast(federation):
+def test_a_clock_is_ten_seconds_fast(federation, recovery):
     """Flower does not admit such a node; the others go on, and it does when the clock is right."""
     federation.end("South")
     try:
@@ -258,18 +290,20 @@ def test_a_clock_is_ten_seconds_fast(federation):
         federation.wait_for(digest, 1, seconds=SECONDS)
     finally:
         federation.end("South")
-    federation.start_site("South")
+    with recovery(federation, digest):
+        federation.start_site("South")
     chain = finish(federation, digest)
     assert {"South"} == {each.site for each in chain[0].absent}
 
 
-def test_a_certificate_has_expired(federation):
+def test_a_certificate_has_expired(federation, record_property):
     """As after a month without power; the identity key asks for another one."""
     home = SiteHome(federation.home_of("North") / "site")
     federation.end("North")
     keys = load_keys(Home(federation.folder / "coordinator-home" / "coordinator"))
     old = keys.authority.for_site("North", request_of(home), now() - timedelta(days=30))
     home.certificate.write_bytes(pem(old))
+    begin = time.monotonic()
     federation.start_site("North")
 
     def is_renewed():
@@ -277,6 +311,7 @@ def test_a_certificate_has_expired(federation):
         return found is not None and found.not_valid_after_utc > now()
 
     wait(is_renewed)
+    record_property("seconds to recover", round(time.monotonic() - begin, 1))
     finish(federation, federation.offer(study_text("expired")))
 
 
@@ -326,7 +361,7 @@ def fill(folder):
 
 
 @needs_mount
-def test_the_disk_of_a_site_is_full(federation):
+def test_the_disk_of_a_site_is_full(federation, recovery):
     """Its log cannot be written, so nothing leaves; with room it goes on."""
     federation.end("East")
     with small_disk(federation.home_of("East"), 24) as folder:
@@ -339,14 +374,15 @@ def test_the_disk_of_a_site_is_full(federation):
         stood = federation.round_of(digest)[0]
         time.sleep(5)
         assert federation.round_of(digest)[0] == stood
-        filler.unlink()
-        federation.start_site("East")
+        with recovery(federation, digest):
+            filler.unlink()
+            federation.start_site("East")
         finish(federation, digest)
         federation.end("East")
 
 
 @needs_mount
-def test_the_disk_of_the_coordinator_is_full(federation):
+def test_the_disk_of_the_coordinator_is_full(federation, recovery):
     """No round is committed that is not on the disk; with room it goes on by itself."""
     federation.end("coordinator")
     with small_disk(federation.folder / "coordinator-home", 48) as folder:
@@ -358,6 +394,7 @@ def test_the_disk_of_the_coordinator_is_full(federation):
         stood = committed(folder, digest)
         time.sleep(5)
         assert committed(folder, digest) == stood < 6
-        filler.unlink()
+        with recovery(federation, digest):
+            filler.unlink()
         finish(federation, digest)
         federation.end("coordinator")

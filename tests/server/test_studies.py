@@ -4,7 +4,7 @@ import os
 from datetime import timedelta
 
 import pytest
-from tests.federation.lying_federation import FIRST, NOW, SIZES, make_study, private
+from tests.federation.lying_federation import ALLIANCE, FIRST, KEYS, NOW, make_study, private
 from tests.server.test_registry import Clock, Hospital
 
 from huizhen.protocol.documents import countersign, public_of
@@ -25,30 +25,26 @@ def clock():
     return Clock()
 
 
-@pytest.fixture
-def make(tmp_path, clock):
-    """Give the desk of an alliance of three sites; ``board`` are keys beside the desk's own."""
-
-    def make(board=(), threshold=1):
-        home = Home(tmp_path / "coordinator")
-        found(
-            home, alliance="rare", names=["127.0.0.1"], first_port=18440, clock_now=clock(),
-            board=[public_of(key).raw.hex() for key in board], threshold=threshold,
-        )  # fmt: skip
-        return open_desk(home, clock=clock)
-
-    return make
+def founded(folder, clock, board=(), threshold=1):
+    """Make a coordinator's folder and open it; ``board`` are keys beside the desk's own."""
+    home = Home(folder)
+    found(
+        home, alliance=ALLIANCE, names=["127.0.0.1"], first_port=18440, clock_now=clock(),
+        board=[public_of(key).raw.hex() for key in board], threshold=threshold,
+    )  # fmt: skip
+    return open_desk(home, clock=clock)
 
 
 def join(desk, clock):
-    for number, site in enumerate(SIZES):
+    """Let three sites in, with the keys that ``LyingSite`` signs with."""
+    for number, site in enumerate(KEYS, 11):
         token = desk.registry.invite(site, desk.settings.public, days=1).token
-        desk.registry.enrol(Hospital(site, 20 + number, clock).enrolment(token), token)
+        desk.registry.enrol(Hospital(site, number, clock).enrolment(token), token)
 
 
 @pytest.fixture
-def desk(make, clock):
-    with make() as desk:
+def desk(tmp_path, clock):
+    with founded(tmp_path / "c", clock) as desk:
         desk.registry.found()
         join(desk, clock)
         yield desk
@@ -68,8 +64,8 @@ def test_an_offer_is_made_once(desk):
     assert [one.state for one in desk.store.studies.studies()] == ["proposed"]
 
 
-def test_a_site_that_is_no_member_is_named(make, clock):
-    with make() as desk:
+def test_a_site_that_is_no_member_is_named(tmp_path, clock):
+    with founded(tmp_path, clock) as desk:
         desk.registry.found()
         with pytest.raises(ConfigError, match=r"\[sites\..*\] is no member .*members are none"):
             offer(desk, make_study(), FIRST, ends=ENDS)
@@ -116,16 +112,16 @@ def test_beside_a_draft_that_is_none_nothing_is_removed(desk):
     assert desk.objects.has(left)
 
 
-def test_what_waits_for_the_board_is_not_swept_and_can_be_accepted_after(make, clock):
+def test_what_waits_for_the_board_is_not_swept_and_can_be_accepted_after(tmp_path, clock):
     board = [private(number) for number in (1, 2)]
-    with make(board, threshold=2) as desk:
+    with founded(tmp_path, clock, board, threshold=2) as desk:
         with pytest.raises(WaitingForBoardError):
             desk.registry.found()
         [draft] = (desk.home.folder / "board").iterdir()
         desk.registry.accept(countersign(countersign(draft.read_bytes(), board[0]), board[1]))
-        for number, site in enumerate(SIZES):
+        for number, site in enumerate(KEYS, 11):
             token = desk.registry.invite(site, desk.settings.public, days=1).token
-            request = Hospital(site, 20 + number, clock).enrolment(token)
+            request = Hospital(site, number, clock).enrolment(token)
             with pytest.raises(WaitingForBoardError):
                 desk.registry.enrol(request, token)
             [draft] = (desk.home.folder / "board").iterdir()
