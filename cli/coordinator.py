@@ -13,6 +13,14 @@ from huizhen.cli.study_steps import add_study, coordinator_home
 if TYPE_CHECKING:
     pass
 
+_GROUP = """examples, in the order of the first day:
+  huizhen coordinator init --alliance "Rare diseases East" --name fed.example.org
+  huizhen coordinator up
+  huizhen coordinator invite North
+  huizhen coordinator study new study.toml
+  huizhen coordinator study open 9c1e2ab4
+  huizhen coordinator status
+"""
 _INIT = """examples:
   huizhen coordinator init --alliance "Rare diseases East" --name fed.example.org
   huizhen coordinator init --alliance Demo --name 127.0.0.1 --port 18440 --home /srv/demo
@@ -40,10 +48,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "coordinator",
         help="run an alliance: its members, its studies, its rounds",
         description="An alliance's coordinator.",
+        epilog=_GROUP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = group.add_subparsers(required=True, metavar="ACTION")
     init = add_action(actions, "init", "make a coordinator's folder", _INIT, _init)
-    init.add_argument("--alliance", required=True, metavar="NAME")
+    init.add_argument("--alliance", required=True, metavar="NAME", help="as documents name it")
     init.add_argument(
         "--name", action="append", required=True, metavar="HOST", help="how sites reach it; again"
     )
@@ -54,7 +64,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     init.add_argument("--threshold", type=int, default=1, help="of the board, that must sign")
     add_action(actions, "up", "run everything, in the foreground", _UP, _up)
     invite = add_action(actions, "invite", "let a hospital join", _INVITE, _invite)
-    invite.add_argument("site", metavar="SITE")
+    invite.add_argument("site", metavar="SITE", help="the hospital's name in the alliance")
     invite.add_argument("--days", type=float, default=14.0, help="that it is good; default: 14")
     invite.add_argument("--out", type=Path, metavar="FILE", help="default: SITE.invitation")
     add_action(actions, "sites", "who is in the alliance", _EXAMPLE.format("sites"), _sites)
@@ -62,14 +72,16 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     revoke = add_action(
         actions, "revoke", "shut a site out for ever", _EXAMPLE.format("revoke North"), _revoke
     )
-    revoke.add_argument("site", metavar="SITE")
+    revoke.add_argument("site", metavar="SITE", help="its name never comes back")
     approve = add_action(
         actions, "approve", "sign what waits for the board, as one of it", _APPROVE, _approve
     )
-    approve.add_argument("draft", type=Path, metavar="DRAFT.json")
+    approve.add_argument(
+        "draft", type=Path, metavar="DRAFT.json", help="from the folder board/ of the coordinator"
+    )
     approve.add_argument("--key", type=Path, metavar="KEY.pem", help="this person's, Ed25519")
     runs = add_action(actions, "runs", "the rounds of a study", _EXAMPLE.format("runs 9c1e"), _runs)
-    runs.add_argument("study", metavar="DIGEST_OR_NAME")
+    runs.add_argument("study", metavar="DIGEST_OR_NAME", help="the first digits are enough")
     add_study(actions)
     add_action(
         actions, "doctor", "what would keep it from working", _EXAMPLE.format("doctor"), _doctor
@@ -77,8 +89,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 _APPROVE = """examples:
-  huizhen coordinator approve membership-4.json --key wang.pem     on anybody's machine
-  huizhen coordinator approve membership-4.json                    at the coordinator: in force
+  huizhen coordinator approve membership-4-1c9d.json --key wang.pem   on anybody's machine
+  huizhen coordinator approve membership-4-1c9d.json                  at the coordinator: in force
 
 A change of members, or a study, waits in the coordinator's folder board/ until enough have signed.
 """

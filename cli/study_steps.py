@@ -21,10 +21,15 @@ _STUDY = """examples:
 
 def add_study(actions: Any) -> None:
     """Register the steps of a study."""
-    study = actions.add_parser("study", help="offer, open, pause, close and verify studies")
+    study = actions.add_parser(
+        "study",
+        help="offer, open, pause, close and verify studies",
+        epilog=_STUDY,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     steps = study.add_subparsers(required=True, metavar="STEP")
     new = add_action(steps, "new", "offer a study to its sites", _STUDY, _new)
-    new.add_argument("file", type=Path, metavar="STUDY.toml")
+    new.add_argument("file", type=Path, metavar="STUDY.toml", help="see docs/operate.md")
     new.add_argument("--ends", metavar="DAY", help="as 2027-06-30; default: in 180 days")
     for name, state, help in (
         ("open", "open", "let its rounds run"),
@@ -32,12 +37,12 @@ def add_study(actions: Any) -> None:
         ("close", "closed", "end it for ever"),
     ):
         step = add_action(steps, name, help, _STUDY, _change)
-        step.add_argument("study", metavar="DIGEST_OR_NAME")
+        step.add_argument("study", metavar="DIGEST_OR_NAME", help="the first digits are enough")
         step.set_defaults(state=state)
     verify = add_action(
         steps, "verify", "compute every round again from the signed updates", _STUDY, _verify
     )
-    verify.add_argument("study", metavar="DIGEST_OR_NAME")
+    verify.add_argument("study", metavar="DIGEST_OR_NAME", help="the first digits are enough")
 
 
 def coordinator_home(args: argparse.Namespace) -> "Home":

@@ -4,14 +4,21 @@
                    └──────┴─────────┴──────────┴───► signed Refusal with a code
 
 What cannot be verified gets no answer at all: whoever sent it is not the coordinator.
+
+A code that leaves depends on no record. So whatever goes wrong from the moment on that the records
+are touched, and whatever is wrong with this machine, leaves as ``cannot_train``; which of them it
+was, the agent's log says, and the audit log where something was trained.
 """
 
 import contextlib
 import logging
 import threading
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -51,6 +58,7 @@ from huizhen.protocol.wire import declared_values
 from huizhen.storage.audit import AuditLog
 
 MAX_DOCUMENT_BYTES = 1 << 20
+CANNOT_TRAIN = "cannot_train"
 
 logger = logging.getLogger(__name__)
 
@@ -116,9 +124,19 @@ class Answering:
         Raises:
             StorageError: the log or the ledger cannot be written: nothing may leave.
         """
+        asked: Announcement | None = None
         try:
             asked = self._verify(document, payload)
+            site = self._decided(asked, payload)
+            data = self._train(asked, document, site, payload)
+            self._look_again(asked)
+            return self._update(asked, document, site, data)
+        except StorageError:
+            raise
         except _RefusalError as refusal:
+            if asked is not None:
+                logger.warning("refused: code=%s %s", refusal.code, refusal)
+                return self._refuse(asked, document, refusal.code)
             logger.warning("not verified: code=%s %s", refusal.code, refusal)
             if refusal.code != "alliance_unreachable":
                 return None
@@ -126,13 +144,9 @@ class Answering:
         except ChainError as error:
             logger.warning("refused: code=%s %s", error.code, error)
             return self._refuse_unverified(document, error.code)
-        try:
-            site = self._decided(asked, payload)
-            data = self._train(asked, document, site, payload)
-            return self._update(asked, document, site, data)
-        except _RefusalError as refusal:
-            logger.warning("refused: code=%s %s", refusal.code, refusal)
-            return self._refuse(asked, document, refusal.code)
+        except Exception as error:  # noqa: BLE001  # one message must not end the agent
+            logger.error("failed: %s", _said(error))
+            return None if asked is None else self._refuse(asked, document, "failed")
 
     def stop(self) -> None:
         """End what trains, from any thread; nothing is answered any more."""
@@ -198,22 +212,52 @@ class Answering:
         """
         name = {"study": asked.study, "round": asked.round, "attempt": asked.attempt}
         self._audit.append("announcement_accepted", **name, announcement=digest_of(document))
-        self._audit.append("training_started", **name)
-        self._begun.append((self._clock(), asked.study, asked.round))
+        trains = not site.has_answered(payload, asked.round)
+        if trains:
+            self._audit.append("training_started", **name)
+            self._begun.append((self._clock(), asked.study, asked.round))
         try:
-            data = site.answer(payload, asked.round)
+            if trains:
+                with self._booked("ledger_reserved", site.ledger, study=asked.study):
+                    site.join()
+            booked = {"study": asked.study, "round": asked.round}
+            with self._booked("ledger_charged", site.ledger, **booked):
+                data = site.answer(payload, asked.round)
         except StorageError:
             raise
-        except HuizhenError as error:
-            code = _code_of(error)
-            self._audit.append("training_ended", **name, code=code)
-            raise _RefusalError(code, str(error)) from error
-        self._audit.append("training_ended", **name, code=None)
-        if site.ledger is not None:
-            self._audit.append(
-                "ledger_charged", study=asked.study, round=asked.round, ledger=_head(site.ledger)
-            )
+        except Exception as error:  # of whatever kind, it may be of a record
+            if trains:
+                self._audit.append("training_ended", **name, code=_code_of(error))
+            raise _refusal(error, _TOLD_OF_TRAINING) from error
+        if trains:
+            self._audit.append("training_ended", **name, code=None)
         return data
+
+    @contextlib.contextmanager
+    def _booked(self, event: str, ledger: Ledger | None, **facts: Any) -> Iterator[None]:
+        """Log where the ledger has come if it went on meanwhile, however that ended."""
+        if ledger is None:
+            yield
+            return
+        before = _head(ledger)
+        try:
+            yield
+        finally:
+            if (after := _head(ledger)) != before:
+                self._audit.append(event, **facts, ledger=after)
+
+    def _look_again(self, asked: Announcement) -> None:
+        """Refuse to let out what people have paused or withdrawn while it was trained.
+
+        The bytes stay in the outbox, paid for.
+
+        Raises:
+            _RefusalError: they have.
+        """
+        if self._home.paused.exists():
+            raise _RefusalError("paused", "the site was paused meanwhile: resume it to go on")
+        if self._home.study(asked.study).approval() is None:
+            raise _RefusalError("not_approved", "the approval was withdrawn meanwhile")
 
     def _decided(self, asked: Announcement, payload: bytes) -> TrainingSite:
         """Return what trains the study, if policy, approval and ledger allow this round.
@@ -239,14 +283,22 @@ class Answering:
             ledger = None if site is None else site.ledger
             view = None if ledger is None else ledger_view(ledger, offered)
             decision = decide(policy, offered, approval, view, asked, situation)
+            is_metrics = asked.round > offered.study.rounds.count
+            keeps_back = is_metrics and site is not None and not site.may_measure()
         except AllianceError as error:
             raise _RefusalError("alliance_unreachable", str(error)) from error
         except StorageError:
             raise
         except HuizhenError as error:
-            raise _RefusalError(_code_of(error), str(error)) from error
+            raise _refusal(error, _TOLD_OF_DECISION) from error
         if isinstance(decision, Refused):
             raise _RefusalError(decision.code, decision.line)
+        if keeps_back:
+            raise _RefusalError(
+                "metrics_not_allowed",
+                "metrics are asked, site.toml names no [records] held_out file of the cohort, or "
+                "the last round is not answered here",
+            )
         if site is None:
             raise _RefusalError("cohort_unknown", "the approval's cohort is not in policy.toml")
         return site
@@ -354,8 +406,28 @@ _CODES: dict[type[HuizhenError], str] = {
 }
 
 
-def _code_of(error: HuizhenError) -> str:
-    """Return the code that may leave in place of an error's text."""
+_TOLD_OF_DECISION = frozenset({"ledger_would_pass", "privacy", "not_verified"})
+_TOLD_OF_TRAINING = frozenset({"ledger_would_pass", "release_lost"})
+# what the ledger, the outbox and the documents alone decide
+
+
+def _refusal(error: Exception, told: Collection[str]) -> _RefusalError:
+    """Return the refusal that an error makes; a code that is not ``told`` stays at the site."""
+    code = _code_of(error)
+    return _RefusalError(code if code in told else CANNOT_TRAIN, f"exact={code} {_said(error)}")
+
+
+def _said(error: Exception) -> str:
+    """Return what a log may say: our own errors show no record, of others only type and place."""
+    if isinstance(error, HuizhenError):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    places = " < ".join(f"{Path(one.filename).name}:{one.lineno}" for one in reversed(frames))
+    return f"type={type(error).__name__} at={places}"
+
+
+def _code_of(error: Exception) -> str:
+    """Return the code of an error, for the site's own logs."""
     if isinstance(error, TrainerError):
         return error.code.value
     return next((code for kind, code in _CODES.items() if isinstance(error, kind)), "failed")

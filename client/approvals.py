@@ -1,13 +1,16 @@
 """A hospital's consent to one study: people sign it, then the site's own key puts it in force.
 
 An approval is one document (``protocol/statements.py``). Stewards sign it with keys of their own,
-in any order, each on their own machine; the site's identity key signs last, and only what the
-policy allows and enough different people have signed. So no approval that the alliance could rely
-on exists before they have. Who counts is whom the policy names now: a steward who is taken out of
-it no longer counts for what was approved before.
+in any order, each on their own machine, where it comes as a file; the site's identity key signs
+last, and only what the policy allows and enough different people have signed. So no approval that
+the alliance could rely on exists before they have. Who counts is whom the policy names now: a
+steward who is taken out of it no longer counts for what was approved before.
 """
 
+import contextlib
 import itertools
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -26,8 +29,15 @@ from huizhen.client.situation import (
     SignedApproval,
     check_zone,
 )
-from huizhen.protocol.documents import PublicKey, countersign, public_key, public_of, verify
-from huizhen.protocol.errors import GovernanceError
+from huizhen.protocol.documents import (
+    PublicKey,
+    claimed,
+    countersign,
+    public_key,
+    public_of,
+    verify,
+)
+from huizhen.protocol.errors import GovernanceError, ProtocolError, WireError
 from huizhen.protocol.statements import Approval, stamp
 
 
@@ -79,6 +89,52 @@ def draft_approval(
         issued=stamp(now),
         expires=stamp(min(expires, offered.ends)),
     )
+
+
+def write_draft(document: Approval | bytes) -> bytes:
+    """Return an approval as a file for people to sign; one that nobody has signed is plain JSON."""
+    if isinstance(document, bytes):
+        return document
+    value = document.model_dump(mode="json", by_alias=True)
+    return (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+def read_draft(data: bytes) -> Approval | bytes:
+    """Return what ``write_draft`` wrote, or what somebody has signed of it since.
+
+    Raises:
+        WireError: it is neither.
+    """
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise WireError("draft is not JSON, expected what 'site approve --draft' wrote") from error
+    if not isinstance(value, dict):
+        raise WireError("draft is no JSON object, expected what 'site approve --draft' wrote")
+    return data if "payload" in value else Approval.of_body(value)
+
+
+def claimed_approval(document: Approval | bytes) -> Approval:
+    """Return what a draft says, whoever has signed it.
+
+    Raises:
+        WireError: the bytes are no approval.
+    """
+    if isinstance(document, Approval):
+        return document
+    return Approval.of_body(claimed(document))
+
+
+def sign_apart(document: Approval | bytes, key: Ed25519PrivateKey) -> tuple[Approval, bytes]:
+    """Return what a person signs away from the site, and the document with the signature.
+
+    Whether the person is a steward the site's policy says, when the site takes the document in.
+
+    Raises:
+        ProtocolError: the document is no approval.
+    """
+    data = document.signed(key) if isinstance(document, Approval) else countersign(document, key)
+    return Approval.read(data, [public_of(key)]), data
 
 
 def sign_as_steward(
@@ -178,6 +234,26 @@ def approval_stands(data: bytes, policy: Policy, site_key: PublicKey, now: datet
             None,
         ),
     )
+
+
+def is_in_force(
+    data: bytes | None, policy: Policy, site_keys: Iterable[PublicKey], now: datetime
+) -> bool:
+    """Whether there is an approval and it lacks nothing.
+
+    Args:
+        data: the document; None where there is none.
+        policy: of the site.
+        site_keys: the site's identity, and those that it had before: their consents still stand.
+        now: the present time, with a zone.
+    """
+    if data is None:
+        return False
+    for key in site_keys:
+        with contextlib.suppress(ProtocolError):  # this one has not signed it
+            if approval_stands(data, policy, key, now).is_in_force:
+                return True
+    return False
 
 
 def _stewards(policy: Policy, site_key: PublicKey) -> dict[str, PublicKey]:

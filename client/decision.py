@@ -1,9 +1,9 @@
 """Whether a hospital takes part: pure functions of its policy, a study and what is so at the site.
 
 No file is read here, no clock and no setting: everything comes in as a value, so that a table of
-cases tests all of it. Two moments have the same rules: ``decide_approval``, before people approve a
-study, and ``decide``, at every announcement, so that a policy made stricter afterwards holds too.
-A further restriction in a policy turns no refusal into an allowance.
+cases tests all of it. Two moments have the same rules: ``objections_to_approval``, before people
+approve a study, and ``decide``, at every announcement, so that a policy made stricter afterwards
+holds too. A further restriction in a policy turns no refusal into an allowance.
 
 What an announcement asks is a round of a signed study, and nothing else: no value in it, and no
 argument here, changes how the site trains.
@@ -29,21 +29,6 @@ from huizhen.client.situation import (
 )
 from huizhen.client.study_rules import by_cohort, by_study
 from huizhen.protocol.statements import Announcement, Approval, moment, stamp
-
-
-def decide_approval(
-    policy: Policy, offered: Offered, draft: Approval, ledger: LedgerView | None, now: datetime
-) -> Decision:
-    """Return whether people may approve a study; nobody need have signed yet.
-
-    Args:
-        policy: the hospital's.
-        offered: the study.
-        draft: names the cohort and the hospital's cap for this study.
-        ledger: of that cohort; None where there is none.
-        now: the present time, with a zone.
-    """
-    return next(objections_to_approval(policy, offered, draft, ledger, now), Allowed())
 
 
 def decide(
@@ -74,7 +59,15 @@ def decide(
 def objections_to_approval(
     policy: Policy, offered: Offered, draft: Approval, ledger: LedgerView | None, now: datetime
 ) -> Iterator[Refused]:
-    """Give all that speaks against approving a study; the first decides."""
+    """Give all that speaks against approving a study; nobody need have signed yet.
+
+    Args:
+        policy: the hospital's.
+        offered: the study.
+        draft: names the cohort and the hospital's cap for this study.
+        ledger: of that cohort; None where there is none.
+        now: the present time, with a zone.
+    """
     yield from objections_to_consent(policy, draft, now)
     yield from _by_draft(offered, draft)
     yield from by_study(policy, offered, now)

@@ -4,20 +4,20 @@ Everything that needs the network goes the way that the agent goes: the same pro
 authority, the same certificate.
 """
 
-import os
 import socket
 import ssl
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from huizhen.client.alliance import open_alliance
 from huizhen.client.home import Home
 from huizhen.client.ledger import Ledger
 from huizhen.client.sandbox import LEVELS, probe
-from huizhen.learning.bases import resolve
+from huizhen.learning.bases import cache_folder, resolve
+from huizhen.learning.catalogue import entry
 from huizhen.protocol.documents import claimed
-from huizhen.protocol.errors import ConfigError
 from huizhen.protocol.statements import moment, stamp
 from huizhen.storage.audit import AuditLog
 from huizhen.storage.findings import Check, Finding, disk, run_checks
@@ -29,11 +29,26 @@ SLOW_LIMIT = timedelta(seconds=240)
 # and one whose clock is 305 s slow
 TIMEOUT_SECONDS = 10.0
 
+_TODOS = {
+    "keys": "chmod 600 on the keys that are here; for one that is lost, join anew",
+    "policy": "mend policy.toml, or restore it",
+    "sandbox": "mend policy.toml, or restore it",
+    "disk": "mount the disk of the site's folder",
+    "audit": "stop the agent, keep everything, and look who changed the log",
+    "ledgers": "huizhen site ledger create makes a missing one; else restore the newest copy",
+    "bases": "huizhen models fetch the base again",
+    "proxy": "mend [network] proxy in site.toml, or the proxy",
+    "certificate": "huizhen site join INVITATION",
+    "clock": "see to the connection to the service first, then look again",
+}
+# where a check cannot be made
+
 
 def examine(home: Home, clock: Callable[[], datetime]) -> Iterator[Finding]:
     """Give what is found, one after the other; nothing is changed."""
     settings = home.settings()
     terms = settings.coordinator
+    todos = dict(_TODOS)
     checks: dict[str, Check] = {
         "keys": lambda: _keys(home),
         "policy": lambda: _policy(home),
@@ -42,7 +57,6 @@ def examine(home: Home, clock: Callable[[], datetime]) -> Iterator[Finding]:
         "audit": lambda: _audit(home),
         "ledgers": lambda: _ledgers(home),
         "bases": lambda: _bases(home),
-        "telemetry": _telemetry,
     }
     if settings.network.proxy:
         checks["proxy"] = lambda: _proxy(settings.network.proxy)
@@ -58,7 +72,9 @@ def examine(home: Home, clock: Callable[[], datetime]) -> Iterator[Finding]:
             )
     checks["certificate"] = lambda: _certificate(home, clock())
     checks["clock"] = lambda: _clock(home, clock)
-    yield from run_checks(checks)
+    for name in ("fleet", "service", "door"):
+        todos[f"tls {name}"] = "restore alliance/ and keys/, or join anew"
+    yield from run_checks(checks, todos)
 
 
 def _keys(home: Home) -> Finding:
@@ -116,10 +132,9 @@ def _ledgers(home: Home) -> Finding:
 
 
 def _bases(home: Home) -> Finding:
-    """Compare the base models of approved studies with what is on this disk."""
-    from pathlib import Path
-
+    """Compare the base models of approved studies with what is on this disk; fetch none."""
     folder = home.settings().worker.bases
+    place = Path(folder) if folder else home.folder.parent
     found = []
     for study in home.studies():
         data = study.offer_bytes()
@@ -128,21 +143,21 @@ def _bases(home: Home) -> Finding:
         base = claimed(data)["study"].get("base")
         if base is None:
             continue
-        here = resolve(base["name"], home=Path(folder) if folder else home.folder.parent).digests
+        is_folder, todo = Path(base["name"]).is_absolute(), f"huizhen models fetch {base['name']}"
+        if not is_folder and not cache_folder(entry(base["name"]), place).is_dir():
+            return Finding(
+                "bases", "failure",
+                f"base {base['name']!r} of study {study.digest[:12]} is not here", todo,
+            )  # fmt: skip
+        here = resolve(base["name"], home=place).digests
         for name, digest in base["digests"].items():
             if here.get(name) != digest:
-                raise ConfigError(
-                    f"file {name!r} of base {base['name']!r} differs from study "
-                    f"{study.digest[:12]}: huizhen models fetch {base['name']}"
-                )
+                return Finding(
+                    "bases", "failure", f"file {name!r} of base {base['name']!r} differs from "
+                    f"study {study.digest[:12]}", todo,
+                )  # fmt: skip
         found.append(base["name"])
     return Finding("bases", "ok", f"checked: {', '.join(sorted(set(found))) or 'none is needed'}")
-
-
-def _telemetry() -> Finding:
-    if os.environ.get("FLWR_TELEMETRY_ENABLED") != "0":
-        return Finding("telemetry", "failure", "Flower would report its use", "unset the variable")
-    return Finding("telemetry", "ok", "nothing calls anybody but the coordinator")
 
 
 def _proxy(proxy: str) -> Finding:

@@ -240,6 +240,8 @@ def connect(
             NodeAuthHttpInterceptor(key, key.public_key()),
         ],
     )
+    # Flower's client follows: a 307 would carry the update, unencrypted, wherever it points.
+    client._client.follow_redirects = False
     with client:
         if last_node is not None:
             with contextlib.suppress(FleetError):
@@ -319,7 +321,7 @@ def _call(function: Callable[[Any], T], request: Any) -> T:
         if status == httpx.codes.FORBIDDEN:
             raise FleetError("run_over", "the coordinator has ended the run that asked") from error
         raise FleetError("unreachable", f"the coordinator answers with status {status}") from error
-    except httpx.TransportError as error:
+    except httpx.RequestError as error:
         if "certificate" in str(error).lower():
             raise FleetError(
                 "tls", "the coordinator's certificate is not of this alliance"

@@ -24,7 +24,7 @@ from huizhen.protocol.invitation import Pins
 from huizhen.protocol.statements import StudyOffer
 from huizhen.protocol.strict import build_sections, read_toml
 from huizhen.protocol.trust import Trust
-from huizhen.storage.files import write_whole
+from huizhen.storage.files import sync, write_whole
 
 SETTINGS, POLICY = "site.toml", "policy.toml"
 
@@ -261,8 +261,19 @@ class StudyFolder:
         write_whole(self.folder / "approval.json", document)
 
     def withdraw(self) -> None:
-        """Forget the approval."""
-        (self.folder / "approval.json").unlink(missing_ok=True)
+        """Forget the approval; no power cut brings it back.
+
+        Raises:
+            StorageError: the disk is read-only or damaged.
+        """
+        place = self.folder / "approval.json"
+        try:
+            place.unlink()
+            sync(self.folder)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StorageError(f"cannot remove {str(place)!r}: {error.strerror}") from error
 
     def chain(self, first: Chain) -> Chain:
         """Return how far the study has come, ``first`` where nothing was accepted yet.

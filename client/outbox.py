@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from huizhen.protocol.adapter import MAX_VALUE, Shapes, Tensors, shapes_of
-from huizhen.protocol.errors import PrivacyError, StorageError, WireError
+from huizhen.protocol.errors import PrivacyError, ReleaseLostError, StorageError, WireError
 from huizhen.protocol.wire import Message, encode
 from huizhen.storage.files import make_folder, write_whole
 
@@ -75,7 +75,8 @@ class Outbox:
         """Return the update with a SHA-256.
 
         Raises:
-            StorageError: it is not there, or is not what was kept.
+            ReleaseLostError: it is not there, or is not what was kept.
+            StorageError: the disk does not give it.
         """
         return Envelope(self._read(self._place(study, digest), digest))
 
@@ -91,7 +92,8 @@ class Outbox:
         """Return the metrics of a study, which must have a SHA-256.
 
         Raises:
-            StorageError: they are not there, or are not what was kept.
+            ReleaseLostError: they are not there, or are not what was kept.
+            StorageError: the disk does not give them.
         """
         return self._read(self._metrics(study), digest)
 
@@ -124,13 +126,17 @@ class Outbox:
     def _read(self, place: Path, digest: str) -> bytes:
         try:
             data = place.read_bytes()
-        except OSError as error:
-            raise StorageError(
-                f"{str(place)!r}, which was to be sent, cannot be read ({error.strerror}): "
+        except FileNotFoundError as error:
+            raise ReleaseLostError(
+                f"{str(place)!r}, which was to be sent, is lost: "
                 "nothing else may be sent in its place"
             ) from error
+        except OSError as error:
+            raise StorageError(
+                f"{str(place)!r}, which was to be sent, cannot be read: {error.strerror}"
+            ) from error
         if hashlib.sha256(data).hexdigest() != digest:
-            raise StorageError(f"{str(place)!r} was changed: nothing was sent")
+            raise ReleaseLostError(f"{str(place)!r} was changed: nothing was sent")
         return data
 
     def _place(self, study: str, digest: str) -> Path:

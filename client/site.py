@@ -125,7 +125,8 @@ class Site:
             PrivacyError: the round is before one that was answered, past the study's last, or
                 answers another announcement.
             BudgetExhaustedError: the hospital has lowered its cap since.
-            StorageError: the ledger or the update cannot be written, or what answers is lost.
+            ReleaseLostError: what answered, and was paid for, is lost.
+            StorageError: the ledger or the update cannot be written.
             TrainerError: the process that trains could not, or was stopped.
         """
         if round > self.study.rounds.count:
@@ -179,7 +180,7 @@ class Site:
             PrivacyError: the study is not private, nothing was held out here, the last round is not
                 answered, or the metrics are of another announcement.
             ReleaseLostError: a release that was charged before a crash is lost: its ε is spent.
-            StorageError: the ledger or the metrics cannot be written, or what was released is lost.
+            StorageError: the ledger or the metrics cannot be written.
             BudgetExhaustedError: the ledger's cap for metrics does not cover it.
             TrainerError: the process that measures could not, or was stopped.
         """

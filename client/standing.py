@@ -5,18 +5,28 @@ in the log before it has an effect.
 """
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from huizhen.client.alliance import Alliance, Offered, open_alliance
+from huizhen.client.alliance import Alliance, AllianceError, Offered, open_alliance
+from huizhen.client.approvals import is_in_force
 from huizhen.client.home import Home, StudyFolder
 from huizhen.protocol.audit_checkpoints import COORDINATOR, claimed_checkpoint, same_statement
 from huizhen.protocol.chain import Chain, ChainError
 from huizhen.protocol.documents import PublicKey, public_key, public_of
-from huizhen.protocol.errors import ForkError, PrivacyError, ProtocolError
+from huizhen.protocol.errors import (
+    ForkError,
+    HuizhenError,
+    PrivacyError,
+    ProtocolError,
+    StorageError,
+)
 from huizhen.protocol.statements import (
     Announcement,
     Head,
@@ -29,8 +39,11 @@ from huizhen.protocol.statements import (
 )
 from huizhen.protocol.trust import Trust, TrustError
 from huizhen.storage.audit import AuditLog
+from huizhen.storage.files import write_whole
 from huizhen.storage.keys import load_key
 from huizhen.storage.witness import WitnessBook
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -73,6 +86,8 @@ class Standing:
         """
         self._home, self._audit, self._identity, self._clock = home, audit, identity, clock
         self._lock = threading.RLock()
+        self._taking = threading.Lock()
+        # around asking and keeping; whoever has _lock must not wait for it
         self.site = home.policy().site
         pins = home.pins()
         self.alliance = pins.alliance
@@ -82,6 +97,7 @@ class Standing:
         for document in later:
             self._trust = self._trust.follow(document, now=now)
         self._shown = 0
+        self._refused: set[tuple[str, ...]] = set()
         self._book = book
 
     @property
@@ -91,26 +107,38 @@ class Standing:
             return self._trust
 
     def refresh(self, *, version: str, codes: Sequence[str]) -> None:
-        """Report, and take what has changed.
+        """Report, say what could not be said before, and take what has changed.
+
+        What fails of one offer, study or log is in the program's log, and all others go on.
 
         Raises:
-            AllianceError: the coordinator cannot be reached, or refuses.
+            AllianceError: the coordinator cannot be reached, or this site is revoked.
         """
         with self._open() as alliance:
-            studies = [(one.digest, "approved") for one in self._home.studies() if one.approval()]
-            notice = alliance.report(
-                version=version, codes=codes, time=stamp(self._clock()), studies=studies
-            )
-            if notice.membership > self.trust.membership.version:
-                self._follow(alliance)
-            self._take_offers(alliance)
+            witness: Sequence[str] = ()
+            with _going_on("report"):
+                studies = [(digest, "approved") for digest in self._approved()]
+                notice = alliance.report(
+                    version=version, codes=codes, time=stamp(self._clock()), studies=studies
+                )
+                witness = notice.witness
+                if notice.membership > self.trust.membership.version:
+                    self._follow(alliance)
+            with _going_on("offers"):
+                self._take_offers(alliance)
             for folder in self._home.studies():
-                if folder.approval() is not None:
-                    self._take_records(alliance, folder.digest)
-            self._take_receipts(alliance)
-            self._show_log(alliance)
-            for log in notice.witness:
-                self._witness(alliance, log)
+                with _going_on(f"withdrawal {folder.digest[:12]}"):
+                    self._tell_withdrawal(alliance, folder)
+                with _going_on(f"records {folder.digest[:12]}"):
+                    if folder.approval() is not None:
+                        self._take_records(alliance, folder.digest)
+            with _going_on("receipts"):
+                self._take_receipts(alliance)
+            with _going_on("own log"):
+                self._show_log(alliance)
+            for log in witness:
+                with _going_on(f"log {log!r}"):
+                    self._witness(alliance, log)
 
     def follow(self, version: int) -> None:
         """Fetch memberships up to a version that somebody has named.
@@ -126,6 +154,8 @@ class Standing:
     def offers(self) -> list[tuple[StudyOffer, Offered]]:
         """Return the studies that name this site, verified and kept.
 
+        An offer that is refused, or that this version cannot read, is in the program's log alone.
+
         Raises:
             AllianceError: the coordinator cannot be reached, or refuses.
         """
@@ -140,7 +170,12 @@ class Standing:
     def approve(
         self, folder: StudyFolder, document: bytes, *, cohort: str, epsilon_cap: float | None
     ) -> None:
-        """Put a signed approval in force here, and hand it in."""
+        """Put a signed approval in force here, and hand it in.
+
+        Raises:
+            AllianceError: the coordinator cannot be reached, or refuses.
+        """
+        self.tell_withdrawal(folder)  # it comes first: told later, it would end this consent
         self._audit.append(
             "approval_given", study=folder.digest, cohort=cohort, epsilon_cap=epsilon_cap
         )
@@ -148,7 +183,11 @@ class Standing:
         self.submit(document)
 
     def withdraw(self, folder: StudyFolder) -> None:
-        """End this site's consent at once, and say so."""
+        """End this site's consent here; ``tell_withdrawal`` or the next ``refresh`` says so.
+
+        Raises:
+            StorageError: it cannot be written down.
+        """
         self._audit.append("approval_withdrawn", study=folder.digest)
         folder.withdraw()
         said = Withdrawal(
@@ -157,12 +196,24 @@ class Standing:
             site=self.site,
             issued=stamp(self._clock()),
         )
-        self.submit(said.signed(self._identity))
+        write_whole(_withdrawal(folder), said.signed(self._identity))
+
+    def tell_withdrawal(self, folder: StudyFolder) -> None:
+        """Hand in the withdrawal that is kept of a study, if there is one.
+
+        Raises:
+            AllianceError: the coordinator cannot be reached, or refuses; it stays kept.
+        """
+        if _withdrawal(folder).exists():
+            with self._open() as alliance:
+                self._tell_withdrawal(alliance, folder)
 
     def rotated(self, document: bytes, *, old: str, new: str) -> None:
         """Hand in the change of the identity key, and take the membership that has it."""
         self._audit.append("key_rotated", old=old, new=new)
         with self._open() as alliance:
+            for folder in self._home.studies():  # the old key has signed them
+                self._tell_withdrawal(alliance, folder)
             alliance.submit(document)
             self._follow(alliance)
 
@@ -258,62 +309,98 @@ class Standing:
         ) as alliance:
             yield alliance
 
+    def _approved(self) -> list[str]:
+        """Return the studies whose rounds people here have agreed to answer."""
+        try:
+            policy = self._home.policy()
+        except HuizhenError:  # no round is answered before it can be read again
+            return []
+        keys, now = self.own_keys(), self._clock()
+        return [
+            one.digest
+            for one in self._home.studies()
+            if is_in_force(one.approval(), policy, keys, now)
+        ]
+
+    def _tell_withdrawal(self, alliance: Alliance, folder: StudyFolder) -> None:
+        place = _withdrawal(folder)
+        try:
+            document = place.read_bytes()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StorageError(f"cannot read {str(place)!r}: {error.strerror}") from error
+        alliance.submit(document)  # told twice is told once
+        try:
+            place.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot remove {str(place)!r}: {error.strerror}") from error
+
     def _follow(self, alliance: Alliance) -> None:
-        for document in alliance.memberships(self.trust.membership.version):
-            with self._lock:
-                try:
-                    after = self._trust.follow(document, now=self._clock())
-                except TrustError as error:
-                    self._audit.append(
-                        "membership_refused", document=digest_of(document), code=error.code
-                    )
-                    raise
-                if after is self._trust:
-                    continue
-                number = after.membership.version
-                self._audit.append(
-                    "membership_accepted", version=number, document=digest_of(document)
+        with self._taking:
+            for document in alliance.memberships(self.trust.membership.version):
+                self._take_membership(document)
+
+    def _take_membership(self, document: bytes) -> None:
+        with self._lock:
+            try:
+                after = self._trust.follow(document, now=self._clock())
+            except TrustError as error:
+                self._note_refusal(
+                    "membership_refused", document=digest_of(document), code=error.code
                 )
-                self._home.keep_membership(number, document)
-                self._trust = after
+                raise
+            if after is self._trust:
+                return
+            number = after.membership.version
+            self._audit.append("membership_accepted", version=number, document=digest_of(document))
+            self._home.keep_membership(number, document)
+            self._trust = after
 
     def _take_offers(self, alliance: Alliance) -> list[tuple[StudyOffer, Offered]]:
-        trust, found = self.trust, []
-        for offered in alliance.studies():
-            offer = trust.offer(offered.document)
-            offer.agreed()
-            if offer.alliance != self.alliance:
-                raise ProtocolError("a study of another alliance is offered")
-            folder = self._home.study(offer.digest)
-            held = folder.offer_bytes()
-            if held is None:
-                self._audit.append("study_offered", study=offer.digest)
-                folder.keep_offer(offered.document)
-            elif held != offered.document:
-                raise ProtocolError(f"study {offer.digest[:12]} is offered in other words now")
-            found.append((offer, offered))
+        found = []
+        with self._taking:
+            for offered in alliance.studies():
+                with _going_on(f"offer {digest_of(offered.document)[:12]}"):
+                    found.append((self._take_offer(offered.document), offered))
         return found
 
+    def _take_offer(self, document: bytes) -> StudyOffer:
+        offer = self.trust.offer(document)
+        offer.agreed()
+        if offer.alliance != self.alliance:
+            raise ProtocolError("a study of another alliance is offered")
+        folder = self._home.study(offer.digest)
+        held = folder.offer_bytes()
+        if held is None:
+            self._audit.append("study_offered", study=offer.digest)
+            folder.keep_offer(document)
+        elif held != document:
+            raise ProtocolError(f"study {offer.digest[:12]} is offered in other words now")
+        return offer
+
     def _take_records(self, alliance: Alliance, study: str) -> Chain:
-        chain = self.chain(study)
-        for document in alliance.records(study, chain.round):
-            with self._lock:
-                chain = self.chain(study)
-                try:
-                    after = chain.accept_record(document, self._trust.coordinator)
-                except ChainError as error:
-                    self._audit.append(
-                        "record_refused", record=digest_of(document), code=error.code
-                    )
-                    raise
-                if after != chain:
-                    self._audit.append(
-                        "record_accepted", study=study, round=after.round, record=after.record
-                    )
-                    self._home.study(study).keep_record(after.round, document)
-                    self.keep_chain(after)
-                    chain = after
+        with self._taking:
+            chain = self.chain(study)
+            for document in alliance.records(study, chain.round):
+                chain = self._take_record(study, document)
         return chain
+
+    def _take_record(self, study: str, document: bytes) -> Chain:
+        with self._lock:
+            chain = self.chain(study)
+            try:
+                after = chain.accept_record(document, self._trust.coordinator)
+            except ChainError as error:
+                self._note_refusal("record_refused", record=digest_of(document), code=error.code)
+                raise
+            if after != chain:
+                self._audit.append(
+                    "record_accepted", study=study, round=after.round, record=after.record
+                )
+                self._home.study(study).keep_record(after.round, document)
+                self.keep_chain(after)
+        return after
 
     def _take_receipts(self, alliance: Alliance) -> None:
         for number, document in alliance.receipts("", self._home.last_receipt()):
@@ -369,7 +456,30 @@ class Standing:
                     key=self._identity,
                 )
             except ForkError:
-                self._audit.append("witness_refused", log=log, code="fork")
+                self._note_refusal("witness_refused", log=log, code="fork")
                 raise
             if seen.outcome == "signed":
                 alliance.countersigned(seen.document)
+
+    def _note_refusal(self, event: str, **facts: Any) -> None:
+        """Put a refusal into the log, once while this runs: it comes again at each refresh."""
+        refusal = (event, *facts.values())
+        if refusal not in self._refused:
+            self._audit.append(event, **facts)
+            self._refused.add(refusal)
+
+
+@contextlib.contextmanager
+def _going_on(what: str) -> Iterator[None]:
+    """Let the rest be done although one thing fails, unless all else would fail as well."""
+    try:
+        yield
+    except HuizhenError as error:
+        if isinstance(error, AllianceError) and error.code in ("unreachable", "revoked"):
+            raise
+        logger.warning("not taken: what=%s %s", what, error)
+
+
+def _withdrawal(folder: StudyFolder) -> Path:
+    """Where a withdrawal is kept until the coordinator has taken it."""
+    return folder.folder / "withdrawal.json"

@@ -75,7 +75,7 @@ class Trainer(Protocol):
 
 
 class Code(StrEnum):
-    """Why a training process did not do what was asked; texts stay in its log."""
+    """Why a training process did not do what was asked; kept at the site, texts in its log."""
 
     BAD_COMMAND = "bad_command"
     WRONG_BASE = "wrong_base"

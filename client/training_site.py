@@ -2,21 +2,21 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
 from huizhen.client.frames import CohortRecords, Start
 from huizhen.client.governance import SitePolicy
-from huizhen.client.home import Home
+from huizhen.client.home import Home, Settings
 from huizhen.client.ledger import Ledger
 from huizhen.client.outbox import Envelope, Outbox
 from huizhen.client.policy import Policy
 from huizhen.client.sandbox import Walls
-from huizhen.client.site import Site
+from huizhen.client.site import HELD_OUT, Site
 from huizhen.client.situation import LedgerView, Offered
 from huizhen.client.worker_trainer import WorkerTrainer
-from huizhen.protocol.errors import ConfigError, StorageError
+from huizhen.protocol.errors import ConfigError, ReleaseLostError, StorageError
 from huizhen.protocol.ledger_entries import Head
 from huizhen.protocol.statements import Head as WitnessedHead
 from huizhen.protocol.statements import StudyOffer
@@ -92,6 +92,7 @@ class TrainingSite:
         held_out = settings.records.held_out.get(cohort)
         train = policy.data_file(folder, cohort)
         measure = None if held_out is None else folder / held_out
+        self._has_held_out = measure is not None
         self.worker = WorkerTrainer(
             self.study,
             Start(
@@ -101,9 +102,8 @@ class TrainingSite:
                 patient=settings.records.patient,
                 policy=SitePolicy(
                     site=policy.site,
-                    minimum_patients=max(
-                        settings.records.minimum_patients, policy.cohorts[cohort].min_patients
-                    ),
+                    # Compared with the true number; the policy's, with the public one alone.
+                    minimum_patients=settings.records.minimum_patients,
                     allowed_fields=settings.records.allowed_fields or None,
                     withheld_fields=settings.records.withheld_fields,
                 ),
@@ -113,9 +113,43 @@ class TrainingSite:
             ),
             lambda: _records(train, measure),
             log=home.run / f"worker-{self.digest[:12]}.log",
-            hidden=[folder],
+            hidden=[folder, *_files_of_cohorts(policy, settings, folder)],
             walls=walls,
         )
+
+    def may_measure(self) -> bool:
+        """Tell whether metrics can leave: from settings and ledger alone, no record is looked at.
+
+        Raises:
+            PrivacyError: the ledger was replaced.
+            StorageError: it cannot be read.
+        """
+        ledger, last = self.ledger, self.study.rounds.count
+        is_answered = ledger is not None and ledger.answered(self.digest, last) is not None
+        return self._has_held_out and is_answered
+
+    def has_answered(self, announcement: bytes, round: int) -> bool:
+        """Tell whether the bytes that answer are fixed, so that nothing is trained for them.
+
+        Raises:
+            PrivacyError: the ledger was replaced.
+            StorageError: it cannot be read.
+        """
+        if self.ledger is None:
+            return self._kept_plain(announcement, round) is not None
+        if round > self.study.rounds.count:
+            return self.ledger.released(self.digest, HELD_OUT) is not None
+        return self.ledger.answered(self.digest, round) is not None
+
+    def join(self) -> Site:
+        """Return the site; the first time its worker starts and its rounds are set aside.
+
+        Raises:
+            HuizhenError: as ``Site`` says.
+        """
+        if self._site is None:
+            self._site = Site(self._policy.site, self.study, self.worker, ledger=self.ledger)
+        return self._site
 
     def answer(self, announcement: bytes, round: int) -> bytes:
         """Return the bytes that answer an announced adapter; asked again, the same.
@@ -129,11 +163,10 @@ class TrainingSite:
         """
         if (kept := self._kept_plain(announcement, round)) is not None:
             return kept
-        if self._site is None:
-            self._site = Site(self._policy.site, self.study, self.worker, ledger=self.ledger)
+        site = self.join()
         if round > self.study.rounds.count:
-            return self._site.release_metrics(announcement)
-        envelope, _ = self._site.answer(announcement, round)
+            return site.release_metrics(announcement)
+        envelope, _ = site.answer(announcement, round)
         if self.ledger is None:
             self._keep_plain(envelope, announcement, round)
         return envelope.data
@@ -152,7 +185,7 @@ class TrainingSite:
             note = json.loads((self._outbox.folder / self.digest / "answer.json").read_bytes())
             if (note["round"], note["announcement"]) == (round, _digest(announcement)):
                 return self._outbox.kept(self.digest, note["update"]).data
-        except (OSError, ValueError, KeyError, StorageError):
+        except (OSError, ValueError, KeyError, ReleaseLostError, StorageError):
             pass  # it is trained again, which costs no privacy here
         return None
 
@@ -169,6 +202,14 @@ class TrainingSite:
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def _files_of_cohorts(policy: Policy, settings: Settings, folder: Path) -> Iterator[Path]:
+    """Give every cohort's files, which may lie outside of the site's folder."""
+    for cohort in policy.cohorts:
+        yield policy.data_file(folder, cohort)
+        yield policy.ledger_file(folder, cohort)
+    yield from (folder / name for name in settings.records.held_out.values())
 
 
 def _records(train: Path, held_out: Path | None) -> CohortRecords:

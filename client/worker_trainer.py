@@ -30,6 +30,10 @@ from huizhen.protocol.wire import Message, decode, max_bytes
 from huizhen.strategies.base import Strategy
 from huizhen.strategies.catalogue import make_strategy
 
+PING_SECONDS = 60.0
+# until a warm worker that does not answer is taken for hung: it has nothing else to do
+MAX_WORK_SECONDS = 24 * 3600.0
+# of a start, a round or the metrics; what takes longer is hung
 _END_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
@@ -100,7 +104,7 @@ class WorkerTrainer:
         """
         if self._is_warm and self._facts is not None:
             with contextlib.suppress(TrainerError):  # a dead one is started again below
-                self._ask({"command": "ping"})
+                self._ask({"command": "ping"}, seconds=PING_SECONDS)
                 return self._facts
         records = self._records()
         digests = _digests(records)
@@ -186,20 +190,29 @@ class WorkerTrainer:
             self._process = WorkerProcess(line, environment(self._start.threads), self._log)
         _log.info("worker started site=%s walls=%s", self._start.site, self.walls.level)
 
-    def _ask(self, header: Mapping[str, Any], *payloads: bytes, most: int = 0) -> Frame:
+    def _ask(
+        self,
+        header: Mapping[str, Any],
+        *payloads: bytes,
+        most: int = 0,
+        seconds: float | None = None,
+    ) -> Frame:
         """Send a command and return its answer, whose payloads have ``most`` bytes or fewer.
 
+        It must be there after ``seconds``, after ``MAX_WORK_SECONDS`` if None.
+
         Raises:
-            TrainerError: the process answers with a code, with what is no answer, or not at all;
-                in the last two cases it is dead then.
+            TrainerError: the process answers with a code, with what is no answer, or not at all or
+                in time; in the last three cases it is dead then.
         """
         process = self._process
         if self._is_stopped or process is None:
             raise TrainerError(Code.STOPPED)
         answer: Frame | None = None
         try:
-            write_frame(process.commands, Frame(header, payloads))
-            answer = read_frame(process.answers, max_bytes=most)
+            with _killing_after(MAX_WORK_SECONDS if seconds is None else seconds, process):
+                write_frame(process.commands, Frame(header, payloads))
+                answer = read_frame(process.answers, max_bytes=most)
         except WireError as error:
             raise self._lost(process, Code.BAD_REPLY) from error
         except (OSError, ValueError) as error:  # the pipe is broken, or closed already
@@ -242,6 +255,23 @@ class WorkerTrainer:
         if found != ("update", self._digest, round, self._start.site):
             raise WireError("update is of another study, round or site")
         return update
+
+
+@contextlib.contextmanager
+def _killing_after(seconds: float, process: WorkerProcess) -> Iterator[None]:
+    """Kill a process that has not answered by then: whoever waits for it sees it dead."""
+
+    def kill() -> None:
+        _log.error("worker hung seconds=%.0f", seconds)
+        process.kill()
+
+    timer = threading.Timer(seconds, kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _digests(records: CohortRecords) -> tuple[str | None, ...]:

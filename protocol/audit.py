@@ -55,16 +55,13 @@ EVENTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "key_made": {"purpose": KeyPurpose, "fingerprint": Digest},
         # the fingerprint as ``storage.keys.fingerprint`` gives it
         "key_rotated": {"old": Key, "new": Key},
-        "key_revoked": {"key": Key},
         "certificate_renewed": {"fingerprint": Digest, "until": Time},
         "work_paused": {"code": Code},
         "work_resumed": {"code": Code},
         "work_stopped": {"code": Code},
         # the kill switch, and which of its ways
         "log_exported": {"document": Digest, "first": Size, "last": Size, "study": Digest | None},
-        "witness_signed": {"log": SiteName, "size": Size, "root": Digest},
         "witness_refused": {"log": SiteName, "code": Code},
-        "command_given": {"name": Code},
         # a site
         "alliance_joined": {"identity": Key, "authority": Digest},
         # the certificate authority's fingerprint, as the invitation pinned it

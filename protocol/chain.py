@@ -20,7 +20,8 @@ Code: TypeAlias = Literal[
     "not_signed",  # not by the coordinator of the membership
     "wrong_study",
     "wrong_alliance",
-    "rollback",  # of a round that is closed: the coordinator has forgotten it
+    "rollback",  # of a round before the last closed one: the coordinator has forgotten it
+    "round_closed",  # of the last closed round: it waited too long, or that round was forgotten
     "fork",  # another history than the one that was accepted
     "behind",  # records are missing here: fetch them
     "replayed",  # an attempt before the last
@@ -126,7 +127,8 @@ class Chain:
         self._check_own(asked.alliance, asked.study)
         if asked.round <= self.round:
             raise ChainError(
-                "rollback", f"round {asked.round} is announced, round {self.round} is closed"
+                "round_closed" if asked.round == self.round else "rollback",
+                f"round {asked.round} is announced, round {self.round} is closed",
             )
         if asked.round > self.round + 1:
             raise ChainError(

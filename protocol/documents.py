@@ -212,7 +212,11 @@ def _parse(data: bytes) -> tuple[Envelope, dict[str, Any]]:
     body = _json(payload, "document's payload")
     if not isinstance(body, dict):
         raise WireError("document's payload is no JSON object")
-    if _encode(envelope) != data or _payload(body) != payload:
+    try:
+        is_one = _encode(envelope) == data and _payload(body) == payload
+    except rfc8785.CanonicalizationError as error:  # a lone surrogate in the payload's type
+        raise WireError("document holds text that is not Unicode") from error
+    if not is_one:
         raise WireError("document is not in its one canonical encoding")
     return envelope, body
 

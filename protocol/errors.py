@@ -59,6 +59,10 @@ class StorageError(HuizhenError):
     exit_code = 7
 
 
+class DamagedError(StorageError):
+    """One thing that was kept is missing or was changed; others are whole."""
+
+
 class AuditError(HuizhenError):
     """The log's chain is broken."""
 

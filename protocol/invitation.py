@@ -7,6 +7,7 @@ so that a file that was swapped on the way is found out. The token is secret unt
 
 import hashlib
 import json
+import re
 from typing import Annotated, Literal, Self
 
 import rfc8785
@@ -33,6 +34,10 @@ class Pins(BaseModel):
         """SHA-256 over all pins, in groups of four hex digits."""
         whole = hashlib.sha256(rfc8785.dumps(self.model_dump(mode="json"))).hexdigest()
         return " ".join(whole[i : i + 4] for i in range(0, 32, 4))
+
+    def has_fingerprint(self, text: str) -> bool:
+        """Whether somebody has written down this fingerprint; blanks, colons and case are free."""
+        return re.sub(r"[\s:]", "", text).lower() == self.fingerprint.replace(" ", "")
 
 
 class Invitation(BaseModel):

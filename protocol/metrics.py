@@ -182,7 +182,7 @@ def parse_metrics(data: bytes, study: Study) -> SiteMetrics:
     try:
         value = build(SiteMetrics, table, "metrics")
         is_canonical = value.canonical() == data
-    except (ConfigError, rfc8785.CanonicalizationError, OverflowError) as error:
+    except (ConfigError, rfc8785.CanonicalizationError, ArithmeticError, RecursionError) as error:
         raise WireError(str(error)) from error
     if not is_canonical:
         raise WireError("metrics are not in their one canonical encoding")

@@ -22,6 +22,8 @@ from huizhen.protocol.errors import WireError
 MAGIC = b"HZM1"
 MAX_HEADER_BYTES = 1 << 20
 MAX_ROUND = 1_000_000
+MAX_DECLARED = 1 << 40
+# that a header may say, of one tensor and of all; far more than any message holds
 _FRAMING_PER_TENSOR = 512  # the safetensors entry of a tensor, its name apart
 
 
@@ -94,16 +96,32 @@ def declared_values(data: bytes) -> int:
     """Return how many numbers a message says that it holds, from its header alone.
 
     Raises:
-        WireError: the bytes do not begin as a message does.
+        WireError: the bytes do not begin as a message does, or no message holds so many numbers.
     """
     length = int.from_bytes(data[4:8], "little")
     if data[:4] != MAGIC or length > MAX_HEADER_BYTES or 8 + length > len(data):
         raise WireError("bytes do not begin as a message does")
     shapes = _header(data[8 : 8 + length])["tensors"].values()
-    try:
-        return sum(math.prod(int(size) for size in shape) for shape in shapes)
-    except (TypeError, ValueError) as error:
-        raise WireError("header has a shape that is none") from error
+    values = 0
+    for shape in shapes:
+        values += _declared_size(shape)
+        if values > MAX_DECLARED:
+            raise WireError(f"header names more than {MAX_DECLARED} numbers")
+    return values
+
+
+def _declared_size(shape: Any) -> int:
+    """Return how many numbers a tensor of an unchecked shape holds; an int of JSON has no bound."""
+    if not isinstance(shape, list):
+        raise WireError("header has a shape that is none, expected a list of sizes")
+    values = 1
+    for size in shape:
+        if type(size) is not int or not 0 <= size <= MAX_DECLARED:
+            raise WireError(f"header has a size that is none, expected 0 to {MAX_DECLARED}")
+        values *= size
+        if values > MAX_DECLARED:
+            raise WireError(f"header has a shape of more than {MAX_DECLARED} numbers")
+    return values
 
 
 def decode(data: bytes, *, shapes: Shapes, copy: bool = True) -> Message:

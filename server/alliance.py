@@ -36,8 +36,11 @@ from huizhen.server import witnessing
 from huizhen.server.authority import site_of
 from huizhen.server.desk import Desk
 from huizhen.server.registry import WaitingForBoardError
+from huizhen.server.store_studies import Kind, StoredStudy
 
 MAX_MESSAGE_BYTES = 8 << 20
+MAX_DOOR_BYTES = 64 << 10
+# of a document that anybody may send
 MAX_NUMBER = 1 << 53
 T = TypeVar("T")
 
@@ -81,12 +84,14 @@ class DoorService(stubs.DoorServicer):
     @_answered
     def Enrol(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802 - gRPC's
         """Use an invitation."""
+        _check_size(request.document)
         certificate, memberships = self._desk.registry.enrol(request.document, request.token)
         return wire.Admission(certificate=certificate, memberships=memberships)
 
     @_answered
     def Renew(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         """Give a new certificate."""
+        _check_size(request.data)
         return wire.Admission(certificate=self._desk.registry.renew(request.data))
 
 
@@ -109,9 +114,7 @@ class AllianceService(stubs.AllianceServicer):
         """Give the studies that name the site."""
         site, store = self._site(context), self._desk.store
         items = []
-        for stored in store.studies.studies():
-            if site not in claimed(stored.document)["study"]["sites"]:
-                continue
+        for stored in self._studies_of(site):
             standing = store.studies.standing(stored.digest).get(site)
             last = store.rounds.last_record(stored.digest)
             items.append(
@@ -140,18 +143,13 @@ class AllianceService(stubs.AllianceServicer):
         if said.alliance != desk.alliance:
             raise ProtocolError("document is of another alliance")
         self._of_study(context, said.study)
-        if any(one.document == data for one in desk.store.studies.consents(said.study, site)):
+        studies, issued = desk.store.studies, moment(said.issued)
+        add = studies.add_approval if isinstance(said, Approval) else studies.add_withdrawal
+        name: Kind = "approval" if isinstance(said, Approval) else "withdrawal"
+        if not studies.is_new(name, said.study, site, data, issued=issued):
             return wire.Nothing()  # the same again changes nothing, not even the log
-        if isinstance(said, Approval):
-            desk.audit.append("approval_received", study=said.study, site=site)
-            desk.store.studies.add_approval(
-                said.study, site, data, issued=moment(said.issued), now=now
-            )
-        else:
-            desk.audit.append("withdrawal_received", study=said.study, site=site)
-            desk.store.studies.add_withdrawal(
-                said.study, site, data, issued=moment(said.issued), now=now
-            )
+        desk.audit.append(f"{name}_received", study=said.study, site=site)
+        add(said.study, site, data, issued=issued, now=now)
         return wire.Nothing()
 
     @_answered
@@ -177,13 +175,11 @@ class AllianceService(stubs.AllianceServicer):
     @_answered
     def LastUpdates(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         """Give back the site's own last update of each study."""
-        site, store, found = self._site(context), self._desk.store, []
-        for stored in store.studies.studies():
-            last = store.rounds.last_record(stored.digest)
-            for round in range((0 if last is None else last.round) + 1, 0, -1):
-                if (update := store.updates.update(stored.digest, round, site)) is not None:
-                    found.append(update.document)
-                    break
+        site, found = self._site(context), []
+        for stored in self._studies_of(site):
+            update = self._desk.store.updates.last_update(stored.digest, site)
+            if update is not None:
+                found.append(update.document)
         return wire.Documents(data=found)
 
     @_answered
@@ -239,12 +235,28 @@ class AllianceService(stubs.AllianceServicer):
         self._desk.registry.trust().member(site)
         return site
 
+    def _studies_of(self, site: str) -> list[StoredStudy]:
+        """Return the studies that name a site."""
+        return [
+            stored
+            for stored in self._desk.store.studies.studies()
+            if site in claimed(stored.document)["study"]["sites"]
+        ]
+
     def _of_study(self, context: grpc.ServicerContext, study: str) -> str:
         site = self._site(context)
         stored = self._desk.store.studies.study(study)
         if stored is None or site not in claimed(stored.document)["study"]["sites"]:
             raise ProtocolError(f"study {study[:12]!r} does not name site {site!r}")
         return site
+
+
+def _check_size(document: bytes) -> None:
+    """Refuse a stranger's large document before it is parsed."""
+    if len(document) > MAX_DOOR_BYTES:
+        raise ProtocolError(
+            f"document has {len(document)} bytes, at most {MAX_DOOR_BYTES} are taken at the door"
+        )
 
 
 def _after(request: Any) -> int:
@@ -278,14 +290,17 @@ def make_servers(
         return grpc.dynamic_ssl_server_credentials(fetch(), fetch, roots is not None)
 
     made = []
-    for address, roots, adder, servicer in (
-        (door, None, stubs.add_DoorServicer_to_server, DoorService(desk)),
-        (service, authority, stubs.add_AllianceServicer_to_server, AllianceService(desk)),
-    ):
+    for address, roots, most, adder, servicer in (
+        (door, None, 2 * MAX_DOOR_BYTES, stubs.add_DoorServicer_to_server, DoorService(desk)),
+        (
+            service, authority, MAX_MESSAGE_BYTES,
+            stubs.add_AllianceServicer_to_server, AllianceService(desk),
+        ),
+    ):  # fmt: skip
         server = grpc.server(
             ThreadPoolExecutor(max_workers=8),
             options=[
-                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_receive_message_length", most),
                 ("grpc.so_reuseport", 0),
             ],
             maximum_concurrent_rpcs=256,

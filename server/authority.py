@@ -73,16 +73,7 @@ class Authority:
         Raises:
             ProtocolError: it is no request for a P-256 or P-384 key, signed by that key.
         """
-        try:
-            asked = x509.load_pem_x509_csr(request.encode())
-            public = asked.public_key()
-            is_signed = asked.is_signature_valid
-        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-            raise ProtocolError("certificate request is not PKCS #10, PEM") from error
-        if not is_signed or not isinstance(public, ec.EllipticCurvePublicKey):
-            raise ProtocolError("certificate request is not signed by a key on a NIST curve")
-        if not isinstance(public.curve, ec.SECP256R1 | ec.SECP384R1):
-            raise ProtocolError("certificate request is not for P-256 or P-384")
+        public = requested_key(request)
         name = x509.UniformResourceIdentifier(_URI + urllib.parse.quote(site, safe=""))
         return self._sign(public, [name], ExtendedKeyUsageOID.CLIENT_AUTH, now, SITE_DAYS)
 
@@ -108,6 +99,28 @@ class Authority:
             )
             .sign(self.key, hashes.SHA384())
         )
+
+
+def requested_key(request: str) -> ec.EllipticCurvePublicKey:
+    """Return the key for which a certificate is asked.
+
+    Args:
+        request: PKCS #10, PEM.
+
+    Raises:
+        ProtocolError: it is no request for a P-256 or P-384 key, signed by that key.
+    """
+    try:
+        asked = x509.load_pem_x509_csr(request.encode())
+        public = asked.public_key()
+        is_signed = asked.is_signature_valid
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ProtocolError("certificate request is not PKCS #10, PEM") from error
+    if not is_signed or not isinstance(public, ec.EllipticCurvePublicKey):
+        raise ProtocolError("certificate request is not signed by a key on a NIST curve")
+    if not isinstance(public.curve, ec.SECP256R1 | ec.SECP384R1):
+        raise ProtocolError("certificate request is not for P-256 or P-384")
+    return public
 
 
 def site_of(certificate: bytes) -> str:

@@ -25,6 +25,9 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 
 from huizhen.protocol.errors import StorageError
 
+SMALLEST_CHUNK = 64 << 10
+# bytes, of a site with the slowest link
+
 
 class Coming:
     """An answer that a node has announced."""
@@ -107,6 +110,9 @@ class Coming:
 
     def _array(self, content: bytes, chunks: list[str], max_bytes: int) -> Array:
         said, data = json.loads(get_object_body(content, Array)), io.BytesIO()
+        most = 16 + max_bytes // SMALLEST_CHUNK  # an empty one costs time as well
+        if len(said["arraychunk_ids"]) > most:
+            raise ValueError(f"array has over {most} chunks")
         for number in said["arraychunk_ids"]:
             data.write(get_object_body(self._content(chunks[number]), ArrayChunk))
             if data.tell() > max_bytes:

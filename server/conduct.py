@@ -35,7 +35,9 @@ def main(folder: str) -> int:
             except StorageError as error:  # rounds need no tidy folder
                 logger.error("nothing is removed: %s", error)
             owner = f"{socket.gethostname()}:{home.folder.absolute()}"
-            conductor = Conductor(desk.parts, desk.registry.trust, owner=owner)
+            conductor = Conductor(
+                desk.parts, desk.registry.trust, desk.registry.keys_at, owner=owner
+            )
             conductor.run(link_of(home, desk.settings), stop)
     except HuizhenError as error:
         logger.error("rounds stop: %s", error)

@@ -1,10 +1,11 @@
 """Runs the rounds of all open studies over one Flower run; a process of its own.
 
-    announce ─► push to sites that are online ─► pull as answers come ─► close at quorum or deadline
+    announce ─► push to sites that are online ─► pull as answers come ─► close
 
 The process holds nothing that the store does not: it may be killed at any moment and started
 again, with a new Flower run. A site that does not answer, refuses or breaks is asked again after a
-pause, until the round closes without it; it never holds the others past the deadline.
+pause, until the round closes: when all have answered, or with its quorum at the deadline. A site
+that refuses, or is away for a minute, is not waited for once the quorum is there.
 """
 
 import gc
@@ -15,8 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from huizhen.protocol.errors import ProtocolError
+from huizhen.protocol.documents import PublicKey, public_of
+from huizhen.protocol.errors import AggregationError, ConfigError, DamagedError, ProtocolError
 from huizhen.protocol.statements import Approval, Release, StudyOffer, digest_of, moment, stamp
+from huizhen.protocol.study import Study
 from huizhen.protocol.trust import Trust
 from huizhen.server.flower import NoReply, Reply, Run, connect
 from huizhen.server.open_round import OpenRound, Parts
@@ -29,10 +32,15 @@ LEASE_SECONDS = 30.0
 _LOOK_SECONDS = 1.0
 _BROKEN_SECONDS = 3.0
 # after which it is looked up whether an answer's sender was started anew
+_ABSENT_SECONDS = 60.0
+# offline so long, a site does not hold a round that has its quorum
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 300.0
 _MARGIN_SECONDS = 600.0
 # that Flower keeps a message past the deadline, so that a late answer is told that it was late
+
+_TROUBLES = (ProtocolError, ConfigError, AggregationError, DamagedError, ValueError)
+# what is wrong with one study; a disk that is full is wrong with all
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +58,11 @@ class _Asked:
 
 @dataclass(frozen=True, slots=True)
 class _Late:
-    """A message that was not answered when its round closed."""
+    """A message that was not answered when nobody waited for it any more."""
 
-    round: OpenRound
+    round: OpenRound | None
+    # None: it is only taken off SuperLink, which would keep it until the run ends
+    max_bytes: int
     site: str
     message: str
     until: float
@@ -64,20 +74,35 @@ class _Work:
 
     round: OpenRound
     asked: dict[str, _Asked] = field(default_factory=dict)
+    earlier: list[tuple[str, str]] = field(default_factory=list)
+    # site and message of attempts before this one: an answer to them counts as well
+
+    def outstanding(self) -> list[tuple[str, str]]:
+        """Return the site and the name of each message that is not answered."""
+        asked = [(site, one.message) for site, one in self.asked.items() if one.message]
+        return [*asked, *self.earlier]
 
 
 class Conductor:
     """The rounds of all open studies."""
 
-    def __init__(self, parts: Parts, trust: Callable[[], Trust], *, owner: str) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        trust: Callable[[], Trust],
+        keys_at: Callable[[str, datetime], list[PublicKey]],
+        *,
+        owner: str,
+    ) -> None:
         """Prepare.
 
         Args:
             parts: the store, the objects, the log, the key and the clock.
             trust: gives the newest membership.
+            keys_at: gives the keys of a site for what was received at a time.
             owner: in leases; the same after a restart, so that it need not wait for its own.
         """
-        self._parts, self._trust = parts, trust
+        self._parts, self._trust, self._keys_at = parts, trust, keys_at
         self._owner = owner
         self._works: dict[str, _Work] = {}
         self._looked = -_LOOK_SECONDS
@@ -87,6 +112,8 @@ class Conductor:
         # studies that rest, until a moment on the monotonic clock
         self._nodes: dict[str, int] = {}
         # Flower's number of each active member, by site
+        self._seen: dict[str, float] = {}
+        # when each was online last, on the monotonic clock; from the first look at the latest
         self._late_again = 0.0
         self._admitted = 0
         # the version of the membership whose nodes the SuperLink admits
@@ -128,7 +155,7 @@ class Conductor:
                 self._advance(study, work, run)
             except RunLostError:
                 raise
-            except ProtocolError as error:
+            except _TROUBLES as error:
                 self._trouble(study, error)
         self._collect_late(run)
         return self._must_look or any(
@@ -146,6 +173,9 @@ class Conductor:
         trust = self._trust()
         self._admit(trust, control)
         self._online, self._looked = run.online(), time.monotonic()
+        for site, node in self._nodes.items():
+            if node in self._online or site not in self._seen:
+                self._seen[site] = self._looked
         self._give_up_broken(run, control)
         store, now = self._parts.store, self._parts.clock()
         held = set()
@@ -162,16 +192,29 @@ class Conductor:
                 self._take_up(offer, trust, now)
             except RunLostError:
                 raise
-            except ProtocolError as error:
+            except _TROUBLES as error:
                 self._trouble(stored.digest, error)
         for study in set(self._works) - held:  # paused, closed, or led by another process
-            del self._works[study]
+            self._drop(study)
 
-    def _trouble(self, study: str, error: ProtocolError) -> None:
+    def _trouble(self, study: str, error: Exception) -> None:
         """Leave a study alone for a while: one study's trouble is not the others'."""
         logger.error("study rests for a while: study=%s %s", study[:12], error)
         self._troubled[study] = time.monotonic() + LONGEST_PAUSE_SECONDS
-        self._works.pop(study, None)
+        self._drop(study)
+
+    def _drop(self, study: str) -> None:
+        """Let go of an open round; it is made anew from the store."""
+        if (work := self._works.pop(study, None)) is not None:
+            self._part_with(work, None)
+
+    def _part_with(self, work: _Work, closed: OpenRound | None) -> None:
+        """Go on taking the answers that are still to come, for as long as Flower keeps them."""
+        until = time.monotonic() + _MARGIN_SECONDS
+        self._late += [
+            _Late(closed, work.round.max_bytes, site, message, until)
+            for site, message in work.outstanding()
+        ]
 
     def _take_up(self, offer: StudyOffer, trust: Trust, now: datetime) -> None:
         """Open the next round of a study, or tell its open one who may answer now."""
@@ -184,7 +227,9 @@ class Conductor:
         last = self._parts.store.rounds.last_record(offer.digest)
         if last is not None and last.round >= study.last_round:
             self._finish(offer, last)
-        elif len(sites) >= study.quorum:
+        elif last is not None and self._is_trained(study, last) and not sites:
+            self._finish(offer, last)  # nobody is left to measure what was trained
+        elif len(sites) >= (1 if self._is_trained(study, last) else study.quorum):
             self._works[offer.digest] = _Work(OpenRound(self._parts, offer, trust, sites))
 
     def _admit(self, trust: Trust, control: Control) -> None:
@@ -205,6 +250,11 @@ class Conductor:
         self._nodes = nodes
         self._admitted = trust.membership.version
 
+    @staticmethod
+    def _is_trained(study: Study, last: StoredRecord | None) -> bool:
+        """Whether only the metrics are left, which need no quorum."""
+        return last is not None and last.round >= study.rounds.count
+
     def _may_answer(self, trust: Trust, offer: StudyOffer, now: datetime) -> tuple[str, ...]:
         """Return the study's sites whose approval stands."""
         found = []
@@ -212,7 +262,7 @@ class Conductor:
             if consent.kind != "approval" or site not in offer.study["sites"]:
                 continue
             try:
-                approval = Approval.read(consent.document, trust.keys_at(site, consent.received))
+                approval = Approval.read(consent.document, self._keys_at(site, consent.received))
                 trust.member(site)
             except ProtocolError:
                 continue
@@ -225,7 +275,10 @@ class Conductor:
         self._ask(work, run)
         self._collect(work, run)
         open_round = work.round
-        if open_round.missing and not open_round.is_due:
+        if not open_round.sites:  # every approval has ended: it waits for one
+            self._drop(study)
+            return
+        if not open_round.is_due and (self._awaited(open_round) or not open_round.has_quorum):
             return
         if not open_round.has_quorum:
             if open_round.is_due:
@@ -234,21 +287,32 @@ class Conductor:
                     study[:12], open_round.round, len(open_round.counted),
                 )  # fmt: skip
                 open_round.announce()
+                work.earlier = work.outstanding()
                 work.asked.clear()
             return
         record = open_round.close()
-        until = time.monotonic() + _MARGIN_SECONDS
-        self._late += [
-            _Late(open_round, site, asked.message, until)
-            for site, asked in work.asked.items()
-            if asked.message is not None
-        ]
+        self._part_with(work, open_round)
         logger.info(
             "round committed: study=%s round=%s counted=%s record=%s",
             study[:12], open_round.round, len(open_round.counted), record[:12],
         )  # fmt: skip
         del self._works[study]
         self._looked = -_LOOK_SECONDS  # what comes next is looked up at once
+
+    def _awaited(self, open_round: OpenRound) -> list[str]:
+        """Return the sites for which a round that has its quorum is held open.
+
+        One that says no, or has been away for a minute, does not cost the others the time to the
+        deadline. Metrics are taken once, so all are waited for.
+        """
+        if open_round.is_metrics:
+            return list(open_round.missing)
+        now = time.monotonic()
+        return [
+            site
+            for site in open_round.missing
+            if site not in open_round.declined and now - self._seen.get(site, now) < _ABSENT_SECONDS
+        ]
 
     def _ask(self, work: _Work, run: Run) -> None:
         now, open_round = time.monotonic(), work.round
@@ -287,9 +351,18 @@ class Conductor:
                     continue
             elif isinstance(answer, NoReply):
                 code = answer.code
+                if code != "no_answer":
+                    work.round.unusable(site, code)
             logger.info("site does not count: site=%s code=%s", site, code)
             asked.again = time.monotonic() + asked.pause
             asked.pause = min(2 * asked.pause, LONGEST_PAUSE_SECONDS)
+        for one in list(work.earlier):
+            site, message = one
+            answer = run.pull(message, max_bytes=work.round.max_bytes)
+            if answer is not None:
+                work.earlier.remove(one)
+            if isinstance(answer, Reply):
+                work.round.receive(site, answer.document, answer.payload)
 
     def _give_up_broken(self, run: Run, control: Control) -> None:
         """Ask again who began to answer and then came anew: nobody sends what is missing.
@@ -305,7 +378,7 @@ class Conductor:
                 since = begun.get(asked.message or "")
                 if since is not None and came.get(self._nodes.get(site, 0), since) > since:
                     logger.info("half an answer is given up: site=%s", site)
-                    run.give_up(str(asked.message))
+                    run.forget(str(asked.message))
                     asked.message = None
 
     def _collect_late(self, run: Run) -> None:
@@ -315,15 +388,23 @@ class Conductor:
             return
         self._late_again = now + _LOOK_SECONDS
         for late in list(self._late):
-            answer = run.pull(late.message, max_bytes=late.round.max_bytes)
-            if isinstance(answer, Reply):
-                late.round.receive_late(late.site, answer.document, answer.payload)
+            answer = run.pull(late.message, max_bytes=late.max_bytes)
+            if answer is None and now > late.until:
+                run.forget(late.message)
             if answer is not None or now > late.until:
                 self._late.remove(late)
+            if isinstance(answer, Reply) and late.round is not None:
+                late.round.receive_late(late.site, answer.document, answer.payload)
 
     def _finish(self, offer: StudyOffer, last: StoredRecord) -> None:
         """Release what the last round gave."""
         parts, now = self._parts, self._parts.clock()
+        made = parts.store.studies.releases(offer.digest)
+        if any(
+            Release.read(one.document, [public_of(parts.key)]).record == last.digest for one in made
+        ):
+            parts.store.studies.change_state(offer.digest, "finished", now)
+            return
         release = Release(
             alliance=offer.alliance,
             study=offer.digest,
@@ -344,5 +425,6 @@ class Conductor:
         """A new run knows nothing of the last one's messages; a new SuperLink, of no node."""
         for work in self._works.values():
             work.asked.clear()
+            work.earlier.clear()
         self._late.clear()
         self._admitted, self._looked = 0, -_LOOK_SECONDS

@@ -93,14 +93,24 @@ class Desk:
             raise ProtocolError(f"time of site {site!r} is {time[:40]!r}, no time") from error
         status = SiteStatus(
             site=site,
-            version=version[:40],
-            codes=tuple(code[:48] for code in codes[:20] if code.split() == [code]),
+            version=_printable(version, 40),
+            codes=tuple(
+                one for one in (_printable(code, 48) for code in codes[:20]) if one.split() == [one]
+            ),
             clock_skew_seconds=skew,
             seen=present,
         )
         self.store.sites.report_status(status)
         for study, code in studies[:100]:
-            self.store.sites.report_progress(study, site, code[:48], present)
+            self.store.sites.report_progress(study, site, _printable(code, 48), present)
+
+
+def _printable(text: str, length: int) -> str:
+    """Return the beginning of a site's text without what would command the terminal that shows it.
+
+    Beside control characters those go that turn the direction of writing.
+    """
+    return "".join(one for one in text if one.isprintable())[:length]
 
 
 @contextlib.contextmanager

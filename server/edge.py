@@ -4,19 +4,23 @@ Flower's SuperLink serves its Control and Runtime APIs on the same port, to anyb
 on loopback, and this is the only way to it from outside: the paths that an agent uses, ``POST``
 only, bodies of a bounded size, the headers that Flower's nodes send. Everything else is 404,
 whether Flower knows it or not: an endpoint that a later version adds is shut until it is listed
-here.
+here. What announces an answer is looked into: SuperLink believes the tree of parts that it names.
 """
 
+import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+
+from huizhen.server.superlink import is_plain_answer
 
 FLEET_PATHS = frozenset(
     f"/v1/fleet/{name}"
@@ -25,7 +29,10 @@ FLEET_PATHS = frozenset(
         "push-messages", "push-object", "pull-object", "confirm-message-received",
     )
 )  # fmt: skip
-MAX_BODY_BYTES = 16 << 20  # Flower's chunks have 5 MiB
+MAX_BODY_BYTES = 12 << 20  # of a chunk; those of most sites have 5 MiB
+MAX_ANSWER_BYTES = 1 << 20  # of what announces an answer: it names the parts and holds none
+BODY_SECONDS = 300.0  # for a request and its answer: a chunk over a slow line
+_PUSH_MESSAGES = "/v1/fleet/push-messages"
 _REQUEST_HEADERS = frozenset(
     {
         b"content-type", b"accept", b"flwr-public-key", b"flwr-signature", b"flwr-timestamp",
@@ -65,11 +72,19 @@ def make_edge(superlink: str, ca: Path) -> Starlette:
         headers = [(n, v) for n, v in request.headers.raw if n in _REQUEST_HEADERS]
         if length is not None:
             headers.append((b"content-length", length.encode()))
-        asked = client.build_request("POST", path, content=_bounded(request), headers=headers)
         try:
-            answer = await client.send(asked, stream=True)
+            async with asyncio.timeout(BODY_SECONDS):
+                content: Any = _bounded(request, MAX_BODY_BYTES)
+                if path == _PUSH_MESSAGES:
+                    content = b"".join([one async for one in _bounded(request, MAX_ANSWER_BYTES)])
+                    if not is_plain_answer(content):
+                        return Response(status_code=400)
+                asked = client.build_request("POST", path, content=content, headers=headers)
+                answer = await client.send(asked, stream=True)
         except _TooLargeError:
             return Response(status_code=413)
+        except TimeoutError:
+            return Response(status_code=408)
         except (httpx.TransportError, ClientDisconnect):
             return Response(status_code=503)
         kept = {name: answer.headers[name] for name in _RESPONSE_HEADERS if name in answer.headers}
@@ -86,12 +101,12 @@ def make_edge(superlink: str, ca: Path) -> Starlette:
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"]
 
 
-async def _bounded(request: Request) -> AsyncIterator[bytes]:
-    """Give a request's body as it comes, up to the limit."""
+async def _bounded(request: Request, most: int) -> AsyncIterator[bytes]:
+    """Give a request's body as it comes, up to a number of bytes."""
     taken = 0
     async for chunk in request.stream():
         taken += len(chunk)
-        if taken > MAX_BODY_BYTES:
+        if taken > most:
             raise _TooLargeError
         yield chunk
 

@@ -53,7 +53,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 
 from huizhen.protocol.errors import ProtocolError, StorageError
-from huizhen.server.coming import Coming
+from huizhen.server.coming import SMALLEST_CHUNK, Coming
 from huizhen.server.superlink import Control, FlowerRefusedError, Link, RunLostError, call
 
 HEARTBEAT_SECONDS = 10.0
@@ -115,7 +115,7 @@ class Run:
         """
         now = time.monotonic()
         for name in [n for n, one in self._coming.items() if now - one.since > _PULL_SECONDS]:
-            self._coming.pop(name).close()  # of a round that closed without it
+            self.forget(name)  # of a round that closed without it
         content = pack(document, payload)
         made = [Message(content, node, MessageType.TRAIN, ttl=seconds) for node in nodes]
         with no_object_id_recompute():
@@ -164,7 +164,7 @@ class Run:
             return None
         if isinstance(coming, NoReply):
             return coming
-        if len(coming.missing) > 16 + max_bytes // _SMALLEST_CHUNK:
+        if len(coming.missing) > 16 + max_bytes // SMALLEST_CHUNK:
             return self._done(name, coming, NoReply("too_large"))
         while coming.missing:
             found = self._part(coming.missing[-1])
@@ -173,13 +173,17 @@ class Run:
             if not found.object_available:
                 if time.monotonic() - coming.since > _PULL_SECONDS:
                     return self._done(name, coming, NoReply("no_answer"))
+                # Others first: who withholds one part cannot pile up the rest at SuperLink.
+                coming.missing.insert(0, coming.missing.pop())
                 return None
             if coming.size + len(found.object_content) > max_bytes + _FRAMING:
                 return self._done(name, coming, NoReply("too_large"))
             coming.keep(found.object_content)
         try:
             answer: Reply | NoReply = Reply(*unpack(coming.message_of(max_bytes)))
-        except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        except StorageError:
+            raise
+        except Exception:  # noqa: BLE001 - a stranger's bytes in Flower's parsers raise anything
             answer = NoReply("malformed")
         return self._done(name, coming, answer)
 
@@ -188,9 +192,13 @@ class Run:
         now = time.monotonic()
         return {n: one.begun for n, one in self._coming.items() if now - one.since > seconds}
 
-    def give_up(self, name: str) -> None:
-        """Have SuperLink forget an answer whose missing parts nobody will send."""
-        self._done(name, self._coming[name], NoReply("no_answer"))
+    def forget(self, name: str) -> None:
+        """Have SuperLink let go of a message, and of what has come of its answer."""
+        coming = self._coming.get(name) or self._begin(name)
+        if isinstance(coming, Coming):
+            self._done(name, coming, NoReply("no_answer"))
+        elif coming is None:
+            self._confirm(name)
 
     def _begin(self, name: str) -> Coming | NoReply | None:
         """Ask for the parts of an answer; None while there is no answer."""
@@ -199,7 +207,7 @@ class Run:
             return None
         head, tree = response.messages_list[0], response.message_object_trees[0]
         if head.HasField("error"):
-            self._confirm(head.metadata.message_id)
+            self._confirm(head.metadata.message_id, name)
             return NoReply("no_answer")
         parts = [part.object_id for part in iterate_object_tree(tree)]
         made = Coming(head.metadata.message_id, tree.object_id, parts, self._spool)
@@ -217,16 +225,18 @@ class Run:
     def _done(self, name: str, coming: Coming, answer: Reply | NoReply) -> Reply | NoReply:
         """Have SuperLink forget an answer, and return it."""
         self._coming.pop(name).close()
-        self._confirm(coming.message)
+        self._confirm(coming.message, name)
         return answer
 
-    def _confirm(self, message: str) -> None:
-        self._call(
-            self._client.ConfirmMessageReceived,
-            ConfirmMessageReceivedRequest(
-                node=self._node, run_id=self.number, message_object_id=message
-            ),
-        )
+    def _confirm(self, *messages: str) -> None:
+        """Have SuperLink delete messages; it keeps what nobody confirms until the run ends."""
+        for message in messages:
+            self._call(
+                self._client.ConfirmMessageReceived,
+                ConfirmMessageReceivedRequest(
+                    node=self._node, run_id=self.number, message_object_id=message
+                ),
+            )
 
     def beat(self) -> None:
         """Say that the run's app is alive."""
@@ -325,7 +335,6 @@ def unpack(message: Message) -> tuple[bytes, bytes]:
     return document, bytes(array.data)
 
 
-_SMALLEST_CHUNK = 64 << 10  # of a site with the slowest link
 _FRAMING = 1 << 20  # of the records around a payload
 _PULL_SECONDS = 1800.0
 _PATIENCE_SECONDS = 45.0  # after 60 Flower gives up a run whose app was silent

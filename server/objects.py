@@ -10,18 +10,16 @@ import fcntl
 import hashlib
 import os
 import re
-import threading
 import time
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 
-from huizhen.protocol.errors import StorageError
+from huizhen.protocol.errors import DamagedError, StorageError
 from huizhen.storage.files import make_folder, sync, write_whole
 
 SWEEP_SECONDS = 86_400
 # younger ones may belong to a row that another process is about to write
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_WRITING = threading.Lock()  # write_whole names its draft by the process, so one thread at a time
 
 
 class Objects:
@@ -46,7 +44,7 @@ class Objects:
         """
         digest = hashlib.sha256(data).hexdigest()
         place = self._place(digest)
-        with _WRITING, self._locked(fcntl.LOCK_SH):
+        with self._locked(fcntl.LOCK_SH):
             if not self._holds(place, digest):
                 write_whole(place, data)
             now = self._clock()
@@ -60,20 +58,21 @@ class Objects:
         """Return the bytes of a digest.
 
         Raises:
-            StorageError: they are missing, cannot be read, or are not what was put.
+            DamagedError: they are missing, or are not what was put.
+            StorageError: they cannot be read.
             ValueError: it is no digest.
         """
         place = self._place(digest)
         try:
             data = place.read_bytes()
         except FileNotFoundError as error:
-            raise StorageError(
+            raise DamagedError(
                 f"object {digest[:12]} is missing from {str(self.folder)!r}: restore a backup"
             ) from error
         except OSError as error:
             raise StorageError(f"cannot read {str(place)!r}: {error.strerror or error}") from error
         if hashlib.sha256(data).hexdigest() != digest:
-            raise StorageError(
+            raise DamagedError(
                 f"object {digest[:12]} in {str(self.folder)!r} was changed: restore a backup"
             )
         return data

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from huizhen.protocol.adapter import shapes_of
 from huizhen.protocol.documents import PublicKey, public_of
-from huizhen.protocol.errors import ProtocolError, StorageError, WireError
+from huizhen.protocol.errors import DamagedError, ProtocolError, WireError
 from huizhen.protocol.metrics import parse_metrics
 from huizhen.protocol.statements import (
     Announcement,
@@ -43,7 +43,7 @@ from huizhen.strategies.stored import decode_state, encode_state
 
 MAX_METRICS_BYTES = 1 << 20
 MAX_DOCUMENT_BYTES = 1 << 16
-KEPT_BACK = frozenset({"metrics_not_allowed", "privacy", "release_lost", "ledger_would_pass"})
+KEPT_BACK = frozenset({"metrics_not_allowed", "cannot_train", "release_lost", "ledger_would_pass"})
 # why a site lets no metrics out, now or later
 
 
@@ -95,6 +95,8 @@ class OpenRound:
         for update in parts.store.updates.updates(self.digest, self.round):
             self._take_again(update)
         self._codes: dict[str, str] = {}
+        self.declined: set[str] = set()
+        # the sites that have signed a refusal of this attempt, and sent nothing better since
         self._announcements: dict[str, int] = {
             digest_of(one.announcement): one.attempt
             for one in parts.store.rounds.attempts(self.digest, self.round)
@@ -164,6 +166,7 @@ class OpenRound:
             )
         )
         self._announcements[digest_of(self.document)] = self.attempt
+        self.declined.clear()
         self._parts.audit.append(
             "round_announced",
             study=self.digest,
@@ -193,6 +196,7 @@ class OpenRound:
             return self._refuse(site, problem, payload)
         if isinstance(said, Refusal):
             self._codes[site] = said.code
+            self.declined.add(site)
             self._keep_refusal(site, said.code, None)
             return said.code
         digest = digest_of(payload)
@@ -228,8 +232,29 @@ class OpenRound:
             return self._refuse(site, "late", payload)
         self._count(site, digest, found)
         self._codes.pop(site, None)
+        self.declined.discard(site)
         self._receipt(site, digest, None)
         return None
+
+    def unusable(self, site: str, code: str) -> None:
+        """Note an answer whose bytes could not be had: too large, or no message at all.
+
+        There is no digest of them, so there can be no receipt; the record names the code.
+
+        Raises:
+            StorageError: it cannot be kept.
+        """
+        self._codes[site] = code
+        self._parts.audit.append(
+            "update_refused",
+            study=self.digest,
+            round=self.round,
+            attempt=self.attempt,
+            site=site,
+            payload=None,
+            code=code,
+        )
+        self._keep_refusal(site, code, None)
 
     def receive_late(self, site: str, document: bytes, payload: bytes) -> None:
         """Tell a site that its answer came after the round was closed.
@@ -318,7 +343,7 @@ class OpenRound:
         """Count an update that an earlier process of this coordinator has kept."""
         found = self._examine(update.site, self._parts.objects.get(update.payload))
         if isinstance(found, str):
-            raise StorageError(f"the kept update of site {update.site!r} is {found} now")
+            raise DamagedError(f"the kept update of site {update.site!r} is {found} now")
         self._count(update.site, update.payload, found)
 
     def _count(self, site: str, payload: str, update: Message | None) -> None:

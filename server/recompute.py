@@ -73,7 +73,7 @@ def _follow(
         kept = updates.get(counted.document)
         if kept is None:
             raise ProtocolError(f"the signed update of site {counted.site!r} is not kept")
-        keys = desk.registry.trust().keys_at(counted.site, kept.received)
+        keys = desk.registry.keys_at(counted.site, kept.received)
         said = Update.read(kept.document, keys)
         named = (said.site, said.study, said.round, said.payload)
         _expect("update", named, (counted.site, record.study, record.round, counted.payload))

@@ -10,8 +10,11 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import zip_longest
 from pathlib import Path
 
+import rfc8785
+from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -21,8 +24,15 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from huizhen.protocol.documents import Document, claimed, public_key, public_of, verify
-from huizhen.protocol.errors import GovernanceError, ProtocolError
+from huizhen.protocol.documents import (
+    Document,
+    PublicKey,
+    claimed,
+    public_key,
+    public_of,
+    verify,
+)
+from huizhen.protocol.errors import GovernanceError, ProtocolError, StorageError, WireError
 from huizhen.protocol.invitation import Invitation, Pins
 from huizhen.protocol.statements import (
     Board,
@@ -36,8 +46,8 @@ from huizhen.protocol.statements import (
     moment,
     stamp,
 )
-from huizhen.protocol.trust import Trust, check_change
-from huizhen.server.authority import Authority, fingerprint, pem
+from huizhen.protocol.trust import Trust, TrustError, check_change
+from huizhen.server.authority import Authority, fingerprint, pem, requested_key
 from huizhen.server.home import PublicTerms
 from huizhen.server.store import Store
 from huizhen.server.store_members import StoredCertificate, StoredInvitation
@@ -46,6 +56,14 @@ from huizhen.storage.files import write_whole
 
 MOST_SKEW = timedelta(minutes=5)
 # between a site's clock and this one, in what it signs
+KEY_OVERLAP = timedelta(minutes=1)
+# in which the key before a change still counts: who receives looks at the membership now and then
+CERTIFICATE_REPEATS = timedelta(hours=1)
+# in which the same key is given the same certificate
+MAX_CERTIFICATES = 10
+# per site, in that time
+MAX_DRAFTS = 20
+# that members bring about between two memberships
 
 
 class WaitingForBoardError(GovernanceError):
@@ -90,8 +108,10 @@ class Registry:
         self._store, self._audit, self._keys, self._clock = store, audit, keys, clock
         self._alliance, self._board, self._drafts = alliance, board, drafts
         self._trust: Trust | None = None
-        self._certified: dict[str, tuple[str, str]] = {}
-        # what each site asked last, by digest, and its certificate: a replay gets no other
+        self._history: dict[str, list[tuple[datetime, str | None]]] = {}
+        # each site's keys, oldest first, with when the store took in who has them; None: revoked
+        self._certified: dict[str, list[tuple[datetime, x509.Certificate]]] = {}
+        # what each site was given of late: who asks again gets no other
         self._lock = threading.Lock()
 
     def found(self) -> None:
@@ -122,9 +142,46 @@ class Registry:
                 )
             else:
                 self._trust = self._trust.follow(stored.document, now=now)
+            for member in self._trust.membership.members:
+                key = member.identity if member.status == "active" else None
+                known = self._history.setdefault(member.site, [])
+                if not known or known[-1][1] != key:
+                    known.append((stored.received, key))
         if self._trust is None:
             raise GovernanceError("alliance has no membership: the board must sign the first")
         return self._trust
+
+    def keys_at(self, site: str, received: datetime) -> list[PublicKey]:
+        """Return the keys under which counts what a site sent and the coordinator then received.
+
+        A membership is in force here from when the store took it in, which may be days after the
+        times that stand in it: a board elsewhere signs later than the draft is made.
+
+        Args:
+            site: its name.
+            received: by this coordinator's clock.
+
+        Returns:
+            The key by the membership that was in force, and after it the one before, if that was
+            replaced less than ``KEY_OVERLAP`` earlier.
+
+        Raises:
+            TrustError: the site was not in the alliance then, or was revoked.
+            GovernanceError: there is no membership yet.
+        """
+        with self._lock:
+            self._newest()
+            known = tuple(self._history.get(site, ()))
+        found = [
+            key
+            for (begin, key), after in zip_longest(known, known[1:])
+            if begin <= received and (after is None or received < after[0] + KEY_OVERLAP)
+        ]
+        if keys := [public_key(bytes.fromhex(key)) for key in reversed(found) if key is not None]:
+            return keys
+        if found:
+            raise TrustError("revoked", f"site {site!r} was revoked then")
+        raise TrustError("not_a_member", f"site {site!r} was not in the alliance then")
 
     def invite(self, site: str, public: PublicTerms, *, days: float) -> Invitation:
         """Return an invitation for a site that is not a member.
@@ -168,8 +225,10 @@ class Registry:
         self._check_time(said.alliance, said.issued)
         if digest_of(token.encode()) != said.token:
             raise ProtocolError("enrolment is for another token")
+        now = self._clock()
+        self._store.members.check_invitation(said.token, said.site, now, key=said.identity)
         _check_node_key(said.node_key)
-        now, held = self._clock(), self.trust()
+        held = self.trust()
         joined = Member(
             site=said.site,
             identity=said.identity,
@@ -184,11 +243,11 @@ class Registry:
         member = joined if is_new else held.member(said.site)
         self._store.members.use_invitation(said.token, said.site, now, key=said.identity)
         if changed is not None:
-            self._audit.append("site_enrolled", site=said.site, identity=said.identity)
-            self._propose(changed)
+            self._check_room(changed)
+            self._propose(changed, "site_enrolled", site=said.site, identity=said.identity)
         elif (member.identity, member.node_key) != (said.identity, said.node_key):
             raise ProtocolError(f"site {said.site!r} is a member with other keys")
-        certificate = self._certify(said.site, said.request, document)
+        certificate = self._certify(said.site, said.request)
         return certificate, tuple(one.document for one in self._store.members.memberships())
 
     def renew(self, document: bytes) -> str:
@@ -200,7 +259,7 @@ class Registry:
         site = str(claimed(document).get("site"))
         said = Renewal.read(document, self.trust().keys(site))
         self._check_time(said.alliance, said.issued)
-        return self._certify(said.site, said.request, document)
+        return self._certify(said.site, said.request)
 
     def rotate(self, document: bytes) -> None:
         """Put a member's new identity key in force.
@@ -221,8 +280,8 @@ class Registry:
         former = (*member.former, Former(identity=said.old, until=stamp(self._clock())))
         changed = member.model_copy(update={"identity": said.new, "former": former})
         made = self._made(held, _replaced(held.membership.members, changed))
-        self._audit.append("key_rotated", old=said.old, new=said.new)
-        self._propose(made)
+        self._check_room(made)
+        self._propose(made, "key_rotated", old=said.old, new=said.new)
 
     def revoke(self, site: str) -> None:
         """Shut a member out for ever.
@@ -236,8 +295,7 @@ class Registry:
         now = self._clock()
         changed = member.model_copy(update={"status": "revoked", "until": stamp(now)})
         made = self._made(held, _replaced(held.membership.members, changed))
-        self._audit.append("site_revoked", site=site)
-        self._propose(made)
+        self._propose(made, "site_revoked", site=site)
 
     def accept(self, document: bytes) -> Trust:
         """Put a membership in force that the board has signed elsewhere.
@@ -250,10 +308,7 @@ class Registry:
             made = Trust.begin(document, alliance=self._alliance, board=self._board, now=now)
         else:
             made = self.trust().follow(document, now=now)
-        version = made.membership.version
-        self._audit.append("membership_published", version=version, document=digest_of(document))
-        self._store.members.add_membership(version, document, now)
-        self._draft(version).unlink(missing_ok=True)
+        self._publish(made.membership.version, document)
         return self.trust()
 
     def _made(self, held: Trust | None, members: Sequence[Member]) -> Membership:
@@ -278,32 +333,76 @@ class Registry:
         check_change(before, made)
         return made
 
-    def _propose(self, made: Membership) -> None:
-        """Put a membership in force, or leave it for the board to sign."""
-        version, board = made.version, made.board
-        own = [key for key in self._keys.board if public_of(key).raw.hex() in board.keys]
-        if len(own) >= board.threshold:
-            document = made.signed(*own)
-            self._audit.append(
-                "membership_published", version=version, document=digest_of(document)
-            )
-            self._store.members.add_membership(version, document, self._clock())
-            return
-        place = self._draft(version)
-        write_whole(place, made.signed(*(own or [self._keys.identity])))
+    def _propose(self, made: Membership, event: str = "", **facts: str) -> None:
+        """Log a change and put it in force, or leave it for the board to sign.
+
+        Raises:
+            WaitingForBoardError: the board must sign it. The same change again logs nothing, and
+                leaves the draft that waits, with the signatures that it has.
+        """
+        own = [key for key in self._keys.board if public_of(key).raw.hex() in made.board.keys]
+        missing = made.board.threshold - len(own)
+        place = self._waiting(made) if missing > 0 else None
+        if place is None:
+            if event:
+                self._audit.append(event, **facts)
+            document = made.signed(*(own or [self._keys.identity]))
+            if missing <= 0:
+                self._publish(made.version, document)
+                return
+            body = digest_of(rfc8785.dumps(made.model_dump(mode="json", by_alias=True)))
+            place = self._drafts / f"membership-{made.version}-{body[:12]}.json"
+            write_whole(place, document)
         raise WaitingForBoardError(
-            f"membership {version} waits for {board.threshold - len(own)} of the board to sign "
-            f"{place.name}"
+            f"membership {made.version} waits for {missing} of the board to sign {place.name}"
         )
 
-    def _draft(self, version: int) -> Path:
-        return self._drafts / f"membership-{version}.json"
+    def _publish(self, version: int, document: bytes) -> None:
+        """Put a membership in force; the other drafts of its version cannot follow any more."""
+        self._audit.append("membership_published", version=version, document=digest_of(document))
+        self._store.members.add_membership(version, document, self._clock())
+        for draft in self._drafts_of(version):
+            draft.unlink(missing_ok=True)
 
-    def _certify(self, site: str, request: str, asked: bytes) -> str:
-        digest, given = self._certified.get(site, ("", ""))
-        if digest == digest_of(asked):
-            return given
-        now = self._clock()
+    def _drafts_of(self, version: int) -> list[Path]:
+        return sorted(self._drafts.glob(f"membership-{version}-*.json"))
+
+    def _waiting(self, made: Membership) -> Path | None:
+        """Return the draft of the same change that waits for the board already, or None."""
+        for place in self._drafts_of(made.version):
+            try:
+                draft = Membership.of_body(claimed(place.read_bytes()))
+            except WireError:  # somebody has edited it: another is made beside it
+                continue
+            except OSError as error:
+                raise StorageError(f"cannot read {str(place)!r}: {error.strerror}") from error
+            if _without_times(draft) == _without_times(made):
+                return place
+        return None
+
+    def _check_room(self, made: Membership) -> None:
+        """Refuse a member's change where many wait, unless it is one of them."""
+        if len(self._drafts_of(made.version)) >= MAX_DRAFTS and self._waiting(made) is None:
+            raise ProtocolError(
+                f"{MAX_DRAFTS} drafts of membership {made.version} wait for the board: ask again "
+                "when it has signed one"
+            )
+
+    def _certify(self, site: str, request: str) -> str:
+        now, public = self._clock(), requested_key(request)
+        known = [
+            (made, one)
+            for made, one in self._certified.get(site, [])
+            if timedelta(0) <= now - made < CERTIFICATE_REPEATS
+        ]
+        for _, one in known:
+            if one.public_key() == public:
+                return pem(one).decode()
+        if len(known) >= MAX_CERTIFICATES:
+            raise ProtocolError(
+                f"site {site!r} has asked for certificates of {len(known)} keys within an hour: "
+                "use one of them, or ask later"
+            )
         made = self._keys.authority.for_site(site, request, now)
         self._audit.append(
             "certificate_issued",
@@ -319,7 +418,7 @@ class Registry:
                 not_after=made.not_valid_after_utc,
             )
         )
-        self._certified[site] = (digest_of(asked), pem(made).decode())
+        self._certified[site] = [*known, (now, made)]
         return pem(made).decode()
 
     def _check_time(self, alliance: str, issued: str) -> None:
@@ -346,6 +445,12 @@ def _self_signed(document: bytes, kind: str, *names: str) -> Document:
 
 def _replaced(members: Sequence[Member], changed: Member) -> list[Member]:
     return [changed if member.site == changed.site else member for member in members]
+
+
+def _without_times(said: Membership) -> tuple[object, ...]:
+    """Return what two drafts of one change have in common, whenever they were made."""
+    members = [(one.site, one.identity, one.node_key, one.status) for one in said.members]
+    return (said.alliance, said.version, said.previous, said.board, said.coordinator, members)
 
 
 def _check_node_key(text: str) -> None:

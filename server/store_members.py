@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 
 from huizhen.protocol.errors import ProtocolError
 from huizhen.server.store_database import Database, DuplicateError, read_all, read_one
@@ -64,6 +64,16 @@ class Members:
                 raise DuplicateError("there is an invitation with this token: draw another")
             connection.execute(insert(invitations).values(asdict(invitation)))
 
+    def check_invitation(self, token: str, site: str, now: datetime, *, key: str) -> None:
+        """Refuse what ``use_invitation`` would refuse; nothing is written.
+
+        Raises:
+            ProtocolError: there is none for this site, it has expired, or another key used it.
+            StorageError: the store cannot be read.
+        """
+        with self._database.reading() as connection:
+            _usable(connection, token, site, now, key)
+
     def use_invitation(self, token: str, site: str, now: datetime, *, key: str) -> bool:
         """Use an invitation up, and return whether it was unused.
 
@@ -82,16 +92,9 @@ class Members:
         """
         this = (invitations.c.token == token) & (invitations.c.site == site)
         with self._database.writing() as connection:
-            query = select(invitations).where(this)
-            found = read_one(connection, StoredInvitation, query)
-            if found is None:
-                raise ProtocolError(f"no invitation of site {site!r} has this token: ask for one")
-            if found.expires <= now:
-                raise ProtocolError(f"the invitation of site {site!r} has expired: ask for another")
+            found = _usable(connection, token, site, now, key)
             if found.used is None:
                 connection.execute(update(invitations).where(this).values(used=now, key=key))
-            elif found.key != key:
-                raise ProtocolError(f"the invitation of site {site!r} is used: ask for another")
         return found.used is None
 
     def invitations(self) -> tuple[StoredInvitation, ...]:
@@ -123,12 +126,6 @@ class Members:
             values = {"version": version, "document": document, "received": now}
             connection.execute(insert(memberships).values(values))
         return True
-
-    def membership(self, version: int) -> StoredMembership | None:
-        """Return a version's document, or None."""
-        query = select(memberships).where(memberships.c.version == version)
-        with self._database.reading() as connection:
-            return read_one(connection, StoredMembership, query)
 
     def latest_membership(self) -> StoredMembership | None:
         """Return the last version's document, or None before the first."""
@@ -186,3 +183,18 @@ class Members:
             query = query.where(certificates.c.site == site)
         with self._database.reading() as connection:
             return read_all(connection, StoredCertificate, query)
+
+
+def _usable(
+    connection: Connection, token: str, site: str, now: datetime, key: str
+) -> StoredInvitation:
+    """Return the invitation that a key may use now."""
+    this = (invitations.c.token == token) & (invitations.c.site == site)
+    found = read_one(connection, StoredInvitation, select(invitations).where(this))
+    if found is None:
+        raise ProtocolError(f"no invitation of site {site!r} has this token: ask for one")
+    if found.expires <= now:
+        raise ProtocolError(f"the invitation of site {site!r} has expired: ask for another")
+    if found.used is not None and found.key != key:
+        raise ProtocolError(f"the invitation of site {site!r} is used: ask for another")
+    return found

@@ -6,17 +6,13 @@ from datetime import datetime
 
 from sqlalchemy import Connection, Table, delete, insert, select, update
 
-from huizhen.protocol.errors import ProtocolError
-from huizhen.server.store_database import Database, read_all, read_one
+from huizhen.protocol.errors import ForkError
+from huizhen.server.store_database import Database, read_all
 from huizhen.server.store_studies import need_study
 from huizhen.server.tables import audit_heads, progress, site_status
 
 MAX_HEADS = 100
 # per log; older ones go
-
-
-class ForkError(ProtocolError):
-    """A log has shown two different heads of one size: somebody rewrote it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +76,6 @@ class Sites:
         with self._database.writing() as connection:
             _put(connection, site_status, {"site": status.site}, values)
 
-    def status(self, site: str) -> SiteStatus | None:
-        """Return what a site reported last, or None."""
-        return next((one for one in self.statuses() if one.site == site), None)
-
     def statuses(self) -> tuple[SiteStatus, ...]:
         """Return what the sites reported last, sorted by site."""
         with self._database.reading() as connection:
@@ -128,7 +120,8 @@ class Sites:
             if same is not None and same.root != head.root:
                 raise ForkError(
                     f"log {head.log!r} has shown head {same.root[:12]} of size {head.size} and now "
-                    f"{head.root[:12]}: ask its owner, and keep both documents"
+                    f"{head.root[:12]}: ask its owner, and keep both documents",
+                    (same.document, head.document),
                 )
             if (known and head.size < max(known)) or (same and same.document == head.document):
                 return False
@@ -138,13 +131,6 @@ class Sites:
             if too_old := sorted({*known, head.size})[:-MAX_HEADS]:
                 connection.execute(delete(audit_heads).where(this, audit_heads.c.size.in_(too_old)))
         return True
-
-    def latest_head(self, log: str) -> StoredHead | None:
-        """Return the largest head of a log, or None."""
-        order = audit_heads.c.size.desc()
-        query = select(audit_heads).where(audit_heads.c.log == log).order_by(order)
-        with self._database.reading() as connection:
-            return read_one(connection, StoredHead, query)
 
     def heads(self, log: str) -> tuple[StoredHead, ...]:
         """Return the last ``MAX_HEADS`` heads of a log, smallest first."""

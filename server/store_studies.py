@@ -4,14 +4,15 @@
 
 A finished or closed study never moves again. Approvals and withdrawals are kept as they came; the
 last one is what stands. A withdrawal always stands at once. An approval stands only if it was
-issued after the withdrawal before it, so that nobody brings an old one back.
+issued after the withdrawal before it, so that nobody brings an old one back. How much one site says
+about one study is bounded, so that nobody fills the disk; it can always withdraw.
 """
 
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Literal, TypeAlias
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 
 from huizhen.protocol.errors import ConfigError, ProtocolError
 from huizhen.protocol.statements import digest_of, stamp
@@ -26,6 +27,10 @@ _NEXT: dict[State, tuple[State, ...]] = {
     "finished": (),
     "closed": (),
 }
+MAX_APPROVALS = 100
+MAX_CONSENTS = 200
+# what a site may have said about a study before an approval, and before a withdrawal, is refused
+Kind: TypeAlias = Literal["approval", "withdrawal"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +55,7 @@ class Consent:
     # in the order of arrival, over all sites and studies
     study: str
     site: str
-    kind: Literal["approval", "withdrawal"]
+    kind: Kind
     document: bytes
     digest: str
     issued: datetime
@@ -119,9 +124,7 @@ class Studies:
                 raise ConfigError(f"no study has digest {study[:12]!r}: propose it first")
             if found.state == state:
                 return False
-            if state not in _NEXT[found.state]:
-                ways = " or ".join(_NEXT[found.state]) or "nothing else any more"
-                raise ConfigError(f"study {found.name!r} is {found.state}, it may become {ways}")
+            check_move(found, state)
             values = {"state": state, "reason": reason, "changed": now}
             this = studies.c.digest == study
             connection.execute(update(studies).where(this).values(values))
@@ -151,8 +154,8 @@ class Studies:
             now: the present time.
 
         Raises:
-            ProtocolError: there is no such study, or it was not issued after the withdrawal that
-                stands.
+            ProtocolError: there is no such study, it was not issued after the withdrawal that
+                stands, or the site has said too much about the study.
             StorageError: the store cannot be written.
         """
         return self._consent("approval", study, site, document, issued, now)
@@ -163,14 +166,31 @@ class Studies:
         """Keep the end of a site's consent; return whether it was not there.
 
         Raises:
-            ProtocolError: there is no such study.
+            ProtocolError: there is no such study, or the site has said too much about it.
             StorageError: the store cannot be written.
         """
         return self._consent("withdrawal", study, site, document, issued, now)
 
+    def is_new(
+        self, kind: Kind, study: str, site: str, document: bytes, *, issued: datetime
+    ) -> bool:
+        """Return whether an approval or a withdrawal would be kept, before anything is logged.
+
+        Raises:
+            ProtocolError: it would be refused.
+            StorageError: the store cannot be read.
+        """
+        with self._database.reading() as connection:
+            return _is_new(connection, kind, study, site, digest_of(document), issued)
+
     def standing(self, study: str) -> dict[str, Consent]:
         """Return what each site said last, by site; who never spoke is not there."""
-        query = select(approvals).where(approvals.c.study == study).order_by(approvals.c.number)
+        last = (
+            select(func.max(approvals.c.number))
+            .where(approvals.c.study == study)
+            .group_by(approvals.c.site)
+        )
+        query = select(approvals).where(approvals.c.number.in_(last))
         with self._database.reading() as connection:
             found = read_all(connection, Consent, query)
         return {one.site: one for one in found}
@@ -205,7 +225,7 @@ class Studies:
 
     def _consent(
         self,
-        kind: Literal["approval", "withdrawal"],
+        kind: Kind,
         study: str,
         site: str,
         document: bytes,
@@ -214,16 +234,8 @@ class Studies:
     ) -> bool:
         digest = digest_of(document)
         with self._database.writing() as connection:
-            need_study(connection, study)
-            said = _said(connection, study, site)
-            if any(one.digest == digest for one in said):
+            if not _is_new(connection, kind, study, site, digest, issued):
                 return False
-            withdrawn = [one.issued for one in said if one.kind == "withdrawal"]
-            if kind == "approval" and withdrawn and issued <= max(withdrawn):
-                raise ProtocolError(
-                    f"site {site!r} issued this approval at {stamp(issued)} and withdrew at "
-                    f"{stamp(max(withdrawn))}: it must approve anew"
-                )
             values = {
                 "study": study,
                 "site": site,
@@ -235,6 +247,17 @@ class Studies:
             }
             connection.execute(insert(approvals).values(values))
         return True
+
+
+def check_move(study: StoredStudy, state: State) -> None:
+    """Refuse a state that a study cannot go to from its own.
+
+    Raises:
+        ConfigError: there is no way.
+    """
+    if state not in _NEXT[study.state]:
+        ways = " or ".join(_NEXT[study.state]) or "nothing else any more"
+        raise ConfigError(f"study {study.name!r} is {study.state}, it may become {ways}")
 
 
 def need_study(connection: Connection, digest: str) -> StoredStudy:
@@ -256,3 +279,26 @@ def _find(connection: Connection, digest: str) -> StoredStudy | None:
 def _said(connection: Connection, study: str, site: str) -> tuple[Consent, ...]:
     this = (approvals.c.study == study) & (approvals.c.site == site)
     return read_all(connection, Consent, select(approvals).where(this).order_by(approvals.c.number))
+
+
+def _is_new(
+    connection: Connection, kind: Kind, study: str, site: str, digest: str, issued: datetime
+) -> bool:
+    """Return whether this was not said before; refuse what may not be said."""
+    need_study(connection, study)
+    said = _said(connection, study, site)
+    if any(one.digest == digest for one in said):
+        return False
+    withdrawn = [one.issued for one in said if one.kind == "withdrawal"]
+    if kind == "approval" and withdrawn and issued <= max(withdrawn):
+        raise ProtocolError(
+            f"site {site!r} issued this approval at {stamp(issued)} and withdrew at "
+            f"{stamp(max(withdrawn))}: it must approve anew"
+        )
+    most = MAX_APPROVALS if kind == "approval" else MAX_CONSENTS
+    if len(said) >= most:
+        raise ProtocolError(
+            f"site {site!r} has said {len(said)} things about study {study[:12]}, {kind}s are "
+            f"taken after fewer than {most}: what it said last stands"
+        )
+    return True

@@ -107,10 +107,12 @@ class Updates:
             connection.execute(insert(updates).values(asdict(update)))
         return True
 
-    def update(self, study: str, round: int, site: str) -> StoredUpdate | None:
-        """Return a site's update of a round, or None."""
+    def last_update(self, study: str, site: str) -> StoredUpdate | None:
+        """Return a site's update of the latest round that it took part in, or None."""
+        this = (updates.c.study == study) & (updates.c.site == site)
+        query = select(updates).where(this).order_by(updates.c.round.desc())
         with self._database.reading() as connection:
-            return _update(connection, study, round, site)
+            return read_one(connection, StoredUpdate, query)
 
     def updates(self, study: str, round: int) -> tuple[StoredUpdate, ...]:
         """Return the updates of a round, sorted by site."""

@@ -10,7 +10,7 @@ from huizhen.protocol.study import Study
 from huizhen.server.desk import Desk
 from huizhen.server.registry import WaitingForBoardError
 from huizhen.server.rounds import Coordinator
-from huizhen.server.store_studies import State, StoredStudy
+from huizhen.server.store_studies import State, StoredStudy, check_move
 from huizhen.storage.files import write_whole
 from huizhen.strategies.catalogue import make_strategy
 from huizhen.strategies.stored import encode_state
@@ -118,6 +118,7 @@ def change(desk: Desk, study: StoredStudy, state: State) -> bool:
     """
     if study.state == state:
         return False
+    check_move(study, state)
     event = _EVENTS.get((study.state, state), "study_closed" if state == "closed" else None)
     if event is not None:
         desk.audit.append(event, study=study.digest)

@@ -27,11 +27,13 @@ from flwr.proto.control_pb2 import (
     StartRunRequest,
     UnregisterNodeRequest,
 )
+from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from google.protobuf.message import DecodeError
 
 from huizhen.protocol.errors import ProtocolError
 
@@ -116,6 +118,32 @@ def silent_environment(home: Path) -> dict[str, str]:
         "PIP_NO_INDEX": "1",
         "NO_PROXY": "127.0.0.1,localhost",
     }
+
+
+def is_plain_answer(data: bytes) -> bool:
+    """Whether a node's ``push-messages`` is one answer whose parts form a small tree.
+
+    SuperLink expands the tree that a node names, without a limit: twins at each level are few bytes
+    and make 2^60 parts.
+    """
+    try:
+        asked = PushMessagesRequest.FromString(data)
+    except DecodeError:
+        return False
+    if len(asked.messages_list) != 1 or len(asked.message_object_trees) != 1:
+        return False
+    seen: set[str] = set()
+    todo = [(asked.message_object_trees[0], 1)]
+    while todo:
+        part, depth = todo.pop()
+        if part.object_id in seen or depth > _DEPTH:
+            return False
+        seen.add(part.object_id)
+        todo += [(child, depth + 1) for child in part.children]
+    return True
+
+
+_DEPTH = 5  # message, its records, arrays, an array, its chunks
 
 
 class Control:

@@ -15,6 +15,7 @@ import ctypes
 import logging
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,6 +46,7 @@ from huizhen.storage.keys import load_tls_key, make_tls_key
 STOP_SECONDS = 10.0
 LONGEST_PAUSE_SECONDS = 15.0
 RENEW_BEFORE = timedelta(days=30)
+RENEW_LOOK_SECONDS = 3600.0
 MAX_LOG_BYTES = 16 << 20
 _PR_SET_PDEATHSIG = 1
 
@@ -82,6 +84,8 @@ class Child:
         if self.is_up:
             if time.monotonic() - self.begun > 60:
                 self.pause = 0.5
+            with contextlib.suppress(OSError):  # it runs on beside a log that cannot be cut
+                _cut_log(self.log)
             return
         if self.process is not None:
             logger.warning("part ended: name=%s status=%s", self.name, self.process.returncode)
@@ -118,12 +122,23 @@ class Child:
 def _open_log(place: Path) -> IO[bytes]:
     """Return a log to append to; on a full disk, nothing is kept but the part starts."""
     try:
-        if place.exists() and place.stat().st_size > MAX_LOG_BYTES:
-            place.replace(place.with_suffix(".old"))
+        _cut_log(place)
         return place.open("ab")
     except OSError as error:
         logger.warning("no log of a part: file=%s %s", place.name, error.strerror)
         return Path(os.devnull).open("ab")
+
+
+def _cut_log(place: Path) -> None:
+    """Put a log that has grown too large aside and empty it, also while a part appends to it.
+
+    Strangers make SuperLink write a line for each request, so that no log waits for a restart.
+    """
+    if not place.exists() or place.stat().st_size <= MAX_LOG_BYTES:
+        return
+    with contextlib.suppress(OSError):  # on a full disk the old lines go
+        shutil.copyfile(place, place.with_suffix(".old"))
+    os.truncate(place, 0)
 
 
 def die_with_parent() -> None:
@@ -156,7 +171,7 @@ def up(
         desk.registry.found()
         link = prepare(desk)
         listen = desk.settings.listen
-        children = _children(home, link)
+        superlink, _ = children = _children(home, link)
         for server in (servers := _services(desk)):
             server.start()
         edge = _serve(make_edge(listen.superlink, home.authority), listen.fleet, home)
@@ -173,7 +188,8 @@ def up(
                 if not is_told and all(child.is_up for child in children):
                     is_told = True
                     ready({name: getattr(listen, name) for name in ("fleet", "service", "status")})
-                _renew(desk, edge)
+                if _renew(desk, edge):
+                    superlink.stop()  # it reads its certificate once, at its start
                 stop.wait(0.2)
         finally:
             for child in reversed(children):
@@ -221,15 +237,20 @@ def _needs_certificate(desk: Desk) -> bool:
     return not (is_of_key and is_fresh and set(desk.settings.public.names) <= listed)
 
 
-def _renew(desk: Desk, edge: "_Served") -> None:
-    """Once an hour, sign a new certificate if it is time; new connections get it."""
-    if time.monotonic() - edge.looked < 3600:
-        return
+def _renew(desk: Desk, edge: "_Served") -> bool:
+    """Once an hour, sign a new certificate if it is time; return whether it was.
+
+    New connections to the edge and to the alliance service get it.
+    """
+    if time.monotonic() - edge.looked < RENEW_LOOK_SECONDS:
+        return False
     edge.looked = time.monotonic()
-    if _needs_certificate(desk):
-        issue_certificate(desk)
-        edge.reload(desk.home)
-        logger.info("server certificate renewed")
+    if not _needs_certificate(desk):
+        return False
+    issue_certificate(desk)
+    edge.reload(desk.home)
+    logger.info("server certificate renewed")
+    return True
 
 
 def _children(home: Home, link: Link) -> list[Child]:

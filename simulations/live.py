@@ -131,7 +131,7 @@ class Live:
         )
         invitation = self.folder / f"{site}.invitation"
         self.coordinator("invite", site, "--out", str(invitation))
-        self.site(site, "join", str(invitation))
+        self.site(site, "join", str(invitation), "--yes")
         if unit != "none":
             self.site(
                 site, "ledger", "create", "--site", site, "--cohort", "all",

@@ -1,6 +1,7 @@
 """Files that are whole or absent, also after a power cut."""
 
 import os
+import threading
 from pathlib import Path
 
 from huizhen.protocol.errors import StorageError
@@ -14,7 +15,7 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         StorageError: the disk is full or read-only.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         make_folder(path.parent)
         try:

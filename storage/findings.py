@@ -1,7 +1,7 @@
 """What a doctor command finds: one line each, and what to do where it is not well."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -27,16 +27,24 @@ class Finding:
 Check: TypeAlias = Callable[[], Finding]
 
 
-def run_checks(checks: dict[str, Check]) -> Iterator[Finding]:
-    """Give each check's finding; what a check raises is its finding."""
+def run_checks(
+    checks: Mapping[str, Check], todos: Mapping[str, str] | None = None
+) -> Iterator[Finding]:
+    """Give each check's finding; what a check raises is its finding.
+
+    Args:
+        checks: by name.
+        todos: what to do where the check of a name raises; for one that is not there, what the
+            error's own text says.
+    """
     for name, check in checks.items():
+        todo = (todos or {}).get(name, "mend what this line names")
         try:
             yield check()
         except HuizhenError as error:
-            text, _, todo = str(error).rpartition(": ")
-            yield Finding(name, "failure", text or todo, todo if text else "look at the log")
+            yield Finding(name, "failure", str(error), todo)
         except OSError as error:
-            yield Finding(name, "failure", f"{error.strerror or error}", "look at the file or port")
+            yield Finding(name, "failure", f"{error.strerror or error}", todo)
 
 
 def disk(folder: Path) -> Finding:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from huizhen.protocol.adapter import in_order
-from huizhen.protocol.errors import StorageError
+from huizhen.protocol.errors import DamagedError
 from huizhen.protocol.wire import safetensors
 from huizhen.strategies.base import StrategyState
 
@@ -25,12 +25,12 @@ def decode_state(data: bytes) -> StrategyState:
     """Return the state that ``encode_state`` wrote.
 
     Raises:
-        StorageError: the bytes are damaged.
+        DamagedError: the bytes are none.
     """
     try:
         return state_of(load(data))
     except (SafetensorError, ValueError, KeyError) as error:
-        raise StorageError("the stored state of a strategy is damaged") from error
+        raise DamagedError("the stored state of a strategy is damaged") from error
 
 
 def tensors_of(state: StrategyState) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def test_a_board_of_two_signs_the_first_membership(run, board, tmp_path):
     value, _, code = found(run, "--board", keys[0], "--board", keys[1], "--threshold", "2")
     assert code == 0
     assert "waits for 2 of the board" in value["waiting"]
-    draft = tmp_path / "c" / "coordinator" / "board" / "membership-1.json"
+    [draft] = (tmp_path / "c" / "coordinator" / "board").glob("membership-1-*.json")
     assert run("approve", str(draft))[2] == 5  # nobody has signed
     assert run("approve", str(draft), "--key", str(board / "wang.pem"))[2] == 0
     assert run("approve", str(draft))[2] == 5  # one has

@@ -1,5 +1,7 @@
 """Errors are one line and an exit code of their own; nothing else is shown."""
 
+import argparse
+
 import pytest
 
 from huizhen.cli import main as module
@@ -52,6 +54,29 @@ def test_every_command_explains_itself(group, capsys):
         main([*group, "--help"])
     assert caught.value.code == 0
     assert "huizhen" in capsys.readouterr().out
+
+
+def actions(parser, words=()):
+    """Give every command under a parser: its words, and its own parser."""
+    groups = [one for one in parser._actions if isinstance(one, argparse._SubParsersAction)]
+    if not groups:
+        yield words, parser
+    for group in groups:
+        for name, child in group.choices.items():
+            yield from actions(child, (*words, name))
+
+
+SITE = [
+    (words, one)
+    for words, one in actions(build_parser())
+    if words[0] == "site" and words[1] != "ledger"
+]
+
+
+@pytest.mark.parametrize(("words", "parser"), SITE, ids=[" ".join(words) for words, _ in SITE])
+def test_every_action_of_a_site_explains_each_argument_by_example(words, parser):
+    assert [one.dest for one in parser._actions if not one.help] == []
+    assert f"huizhen {' '.join(words)}" in parser.epilog.partition("examples:")[2]
 
 
 def test_the_version_is_the_packages(capsys):

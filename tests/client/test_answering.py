@@ -25,14 +25,25 @@ from tests.federation.lying_coordinator import (
 )
 from tests.federation.lying_federation import FIRST, LyingSite
 
-from huizhen.client import training_site
+from huizhen.client import answering, training_site
 from huizhen.client.answering import Answer
+from huizhen.client.frames import Start
+from huizhen.client.governance import admit
+from huizhen.client.records import Record
 from huizhen.client.trainer import Code, TrainerError
+from huizhen.client.worker_trainer import WorkerTrainer
 from huizhen.protocol.documents import claimed, public_of, sign
-from huizhen.protocol.errors import HuizhenError, PrivacyError, ProtocolError, StorageError
+from huizhen.protocol.errors import (
+    ConfigError,
+    HuizhenError,
+    PrivacyError,
+    ProtocolError,
+    StorageError,
+)
 from huizhen.protocol.statements import Refusal, Update, digest_of, stamp
 from huizhen.protocol.wire import decode
 from huizhen.server.desk import now
+from huizhen.simulations.live import edit
 from huizhen.storage.audit import AuditLog
 from huizhen.storage.keys import load_key
 
@@ -315,7 +326,7 @@ def test_co_1_a_coordinator_that_has_forgotten_a_round_is_refused(past, home, ho
     with answering_at(home) as site:
         site.answer(second.document, second.adapter)
         chain = site._standing.chain(offered.digest)
-        assert code_of(site.answer(first.document, first.adapter), home) == "rollback"
+        assert code_of(site.answer(first.document, first.adapter), home) == "round_closed"
         assert site._standing.chain(offered.digest) == chain
     assert rounds_trained(trainers) == [2]
 
@@ -391,10 +402,7 @@ def test_eg_1_whatever_the_trainer_returns_only_the_agreed_tensors_leave(
     )  # fmt: skip
     shutil.rmtree(home.folder / "outbox", ignore_errors=True)
     with answering_at(home) as site:
-        try:
-            answer = site.answer(asked.document, asked.adapter)
-        except (AttributeError, TypeError, ValueError):
-            return  # what no trainer returns ends the agent: nothing leaves
+        answer = site.answer(asked.document, asked.adapter)
     assert isinstance(answer, Answer)
     assert answer.__slots__ == ("document", "payload")
     if answer.payload == b"":
@@ -409,32 +417,158 @@ def test_eg_1_whatever_the_trainer_returns_only_the_agreed_tensors_leave(
 
 
 @pytest.mark.parametrize(
-    ("error", "code"),
+    ("error", "exact"),
     [
-        (TrainerError(Code.BAD_RECORDS, log=CANARY), "bad_records"),
-        (TrainerError(Code.CRASHED), "crashed"),
-        (PrivacyError(CANARY), "privacy"),
-        (ProtocolError(CANARY), "not_verified"),
-        (HuizhenError(CANARY), "failed"),
+        *((TrainerError(code, log="its log"), code.value) for code in Code),
+        (PrivacyError("an error of ours"), "privacy"),
+        (ProtocolError("an error of ours"), "not_verified"),
+        (ConfigError("an error of ours"), "site_misconfigured"),
+        (HuizhenError("an error of ours"), "failed"),
+        (KeyError(CANARY), "failed"),
+        (ZeroDivisionError(CANARY), "failed"),
     ],
     ids=lambda one: one if isinstance(one, str) else type(one).__name__,
 )
-def test_eg_3_an_error_leaves_as_its_code(site, plain, home, trainers, error, code):
+@pytest.mark.parametrize("moment", ["ready", "train"])
+def test_eg_3_whatever_keeps_a_site_from_training_leaves_as_one_code(
+    site, plain, home, trainers, monkeypatch, caplog, error, exact, moment
+):
+    """Else a refusal would say something of the records, or how many patients they are of."""
     _, asked = plain
-    trainers[1]["error"] = error
+
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(LyingTrainer, moment, fail)
     answer = site.answer(asked.document, asked.adapter)
-    assert code_of(answer, home) == code
-    assert CANARY.encode() not in answer.document
-    assert CANARY.encode() not in repr(dict(claimed(answer.document))).encode()
-    assert "张三" not in repr(site._audit.entries())
+    assert code_of(answer, home) == "cannot_train"
+    *_, ended, refused = site._audit.entries()
+    assert (ended.event, ended.facts["code"]) == ("training_ended", exact)
+    assert (refused.event, refused.facts["code"]) == ("announcement_refused", "cannot_train")
+    assert f"exact={exact} " in caplog.text
+    for said in (repr(dict(claimed(answer.document))), repr(site._audit.entries()), caplog.text):
+        assert "张三" not in said
 
 
-def test_eg_3_an_error_that_nobody_foresaw_leaves_as_nothing(site, plain, trainers):
+def test_eg_3_a_setting_that_is_wrong_leaves_as_the_same_code(site, plain, home, caplog):
     _, asked = plain
-    trainers[1]["error"] = KeyError(CANARY)
-    with pytest.raises(KeyError):
-        site.answer(asked.document, asked.adapter)
+    edit(home.folder / "policy.toml", {"max_rounds_per_day": "max_rounds_per_week"})
+    assert code_of(site.answer(asked.document, asked.adapter), home) == "cannot_train"
+    assert "exact=site_misconfigured " in caplog.text
+
+
+def test_eg_3_the_true_number_of_patients_is_compared_with_no_number_of_the_policy(
+    site, plain, home, trainers, monkeypatch
+):
+    """12 patients where the policy's min_patients is 20 and the public size 60: it trains."""
+    offered, asked = plain
+    policy = home.policy()
+    started: list[Start] = []
+    assert policy.cohorts["all"].min_patients == 20
+    assert offered.agreed().sites["North"].patients_public == 60
+
+    class Counting(LyingTrainer):
+        def ready(self):
+            records = [Record(f"patient {n}", {"t": "text", "y": "a"}, "r") for n in range(12)]
+            admit(records, started[0].policy)
+            return super().ready()
+
+    def make(study, start, records, **_):
+        started.append(start)
+        return Counting(study, start.site)
+
+    monkeypatch.setattr(training_site, "WorkerTrainer", make)
+    assert site.answer(asked.document, asked.adapter).payload
+    assert started[0].policy.minimum_patients == home.settings().records.minimum_patients == 2
+
+
+def test_an_error_that_nobody_foresaw_does_not_end_the_agent(
+    site, plain, home, monkeypatch, caplog
+):
+    _, asked = plain
+
+    def fail(*args):
+        raise ZeroDivisionError(CANARY)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(answering, "declared_values", fail)
+        assert code_of(site.answer(asked.document, asked.adapter), home) == "failed"
+    with monkeypatch.context() as patch:
+        patch.setattr(answering, "claimed", fail)
+        assert site.answer(asked.document, asked.adapter) is None
+    assert caplog.text.count("type=ZeroDivisionError at=test_answering.py:") == 2
+    assert "张三" not in caplog.text
+    assert site.answer(asked.document, asked.adapter).payload
+
+
+# What people decide while it trains.
+
+
+@pytest.mark.parametrize("decided", ["paused", "not_approved"])
+def test_what_is_paused_or_withdrawn_while_it_trains_does_not_leave(
+    site, plain, home, trainers, decided
+):
+    offered, asked = plain
+    approval = home.study(offered.digest).approval()
+
+    def meanwhile(_):
+        if decided == "paused":
+            home.paused.touch()
+        else:
+            home.study(offered.digest).withdraw()
+        return dict(FIRST)
+
+    trainers[1]["result"] = meanwhile
+    assert code_of(site.answer(asked.document, asked.adapter), home) == decided
     assert "update_sent" not in events(site)
+    [kept] = (home.folder / "outbox").rglob("*.update")
+    home.paused.unlink(missing_ok=True)
+    home.study(offered.digest).keep_approval(approval)
+    assert site.answer(asked.document, asked.adapter).payload == kept.read_bytes()
+    assert rounds_trained(trainers) == [1]
+
+
+def test_the_log_says_training_only_where_something_is_trained(site, plain, trainers):
+    _, asked = plain
+    for _ in range(3):
+        assert site.answer(asked.document, asked.adapter).payload
+    found = events(site)
+    assert [found.count(one) for one in ("training_started", "training_ended")] == [1, 1]
+    assert found.count("update_sent") == 3
+    assert found[-2:] == ["announcement_accepted", "update_sent"]
+
+
+def test_what_was_kept_without_a_ledger_and_is_lost_is_trained_again(site, plain, home, trainers):
+    _, asked = plain
+    assert site.answer(asked.document, asked.adapter).payload
+    [kept] = (home.folder / "outbox").rglob("*.update")
+    for damage in (lambda: kept.write_bytes(b"changed"), kept.unlink):
+        damage()
+        site.close()
+        assert site.answer(asked.document, asked.adapter).payload
+    assert rounds_trained(trainers) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("file", ["data", "ledger", "held_out"])
+def test_code_5_another_cohort_s_file_where_the_worker_reads_is_refused(
+    site, plain, home, caplog, monkeypatch, file
+):
+    """The real walls are made, up to the moment that a process would start."""
+    _, asked = plain
+    monkeypatch.setattr(training_site, "WorkerTrainer", WorkerTrainer)
+    shown = "../bases/other.thing"
+    held_out = f'[records.held_out]\nother = "{shown}"\n\n[records]'
+    name, old, new = {
+        "data": ("policy.toml", 'data = "other.jsonl"', f'data = "{shown}"'),
+        "ledger": ("policy.toml", 'ledger = "other.sqlite"', f'ledger = "{shown}"'),
+        "held_out": ("site.toml", "[records]", held_out),
+    }[file]
+    text = (home.folder / name).read_text("utf-8")
+    assert old in text
+    (home.folder / name).write_text(text.replace(old, new), "utf-8")
+    assert code_of(site.answer(asked.document, asked.adapter), home) == "cannot_train"
+    assert "exact=site_misconfigured" in caplog.text
+    assert "which the process that trains may read" in caplog.text
 
 
 # AU-5: without a log nothing leaves.

@@ -1,6 +1,7 @@
 """A site's budget: what was spent is spent, whatever copy of its folder is brought back."""
 
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,9 +29,13 @@ from tests.federation.lying_federation import private
 from huizhen.client import joining, training_site
 from huizhen.client.ledger import Ledger
 from huizhen.client.trainer import Code, TrainerError
-from huizhen.protocol.errors import ProtocolError
+from huizhen.protocol.errors import ProtocolError, StorageError
+from huizhen.protocol.ledger_entries import Cap
 from huizhen.protocol.statements import Head, Update
 from huizhen.server.desk import now
+from huizhen.server.open_round import KEPT_BACK
+from huizhen.simulations.live import edit
+from huizhen.storage.audit import AuditLog
 
 STRANGER = private(66)
 
@@ -95,9 +100,13 @@ def test_pb_3_a_paid_round_asked_again_has_the_same_bytes_and_costs_nothing(
         head = head_of(home)
         assert site.answer(asked.document, asked.adapter) == first
         again = site.answer(announce(coordinator, asked, attempt=2), asked.adapter)
+        found = [one.event for one in site._audit.entries()]
     assert again.payload == first.payload
     assert head_of(home) == head
     assert rounds_trained(trainers) == [1]
+    for event in ("ledger_reserved", "training_started", "ledger_charged", "training_ended"):
+        assert found.count(event) == 1  # sending kept bytes again charges and trains nothing
+    assert found.count("update_sent") == 3
     said = Update.read(first.document, own_key(home)).ledger
     assert said == Head(size=head.sequence, root=head.digest)
 
@@ -106,10 +115,88 @@ def test_pb_1_the_charge_is_on_the_disk_before_the_training(paid, home, trainers
     _, asked = paid
     trainers[1]["error"] = TrainerError(Code.CRASHED)
     with answering_at(home) as site:
-        assert code_of(site.answer(asked.document, asked.adapter), home) == "crashed"
+        assert code_of(site.answer(asked.document, asked.adapter), home) == "cannot_train"
+        head = head_of(home)
+        booked = [one for one in site._audit.entries() if one.event.startswith("ledger_")]
+    assert [one.event for one in booked] == ["ledger_reserved", "ledger_charged"]
+    assert booked[1].facts["ledger"] == {"size": head.sequence, "root": head.digest}
     with Ledger.open(home.folder / "ledger.sqlite") as ledger:
         [study] = ledger.totals().studies
         assert study.last_round == 1
+
+
+@pytest.mark.parametrize("event", ["ledger_reserved", "ledger_charged"])
+def test_au_5_a_booking_that_cannot_be_logged_lets_nothing_leave(
+    paid, home, trainers, monkeypatch, event
+):
+    _, asked = paid
+    append = AuditLog.append
+
+    def full(self, name, /, **facts):
+        if name == event:
+            raise StorageError("disk is full")
+        return append(self, name, **facts)
+
+    with answering_at(home) as site:
+        with monkeypatch.context() as patch:
+            patch.setattr(AuditLog, "append", full)
+            with pytest.raises(StorageError, match="disk is full"):
+                site.answer(asked.document, asked.adapter)
+        assert "update_sent" not in [one.event for one in site._audit.entries()]
+        assert site.answer(asked.document, asked.adapter).payload  # once the disk has room
+    assert rounds_trained(trainers) == [1]
+
+
+@pytest.mark.parametrize("damage", ["lost", "changed"])
+def test_a_paid_update_that_is_lost_is_refused_and_the_next_round_goes_on(
+    paid, coordinator, home, trainers, damage
+):
+    """No end of the agent: it would be started again for ever, and all its studies stand still."""
+    _, asked = paid
+    second = another(coordinator, home)
+    with answering_at(home) as site:
+        assert site.answer(asked.document, asked.adapter).payload
+        [kept] = home.folder.glob("ledger.sqlite.outbox/*/*.update")
+        if damage == "lost":
+            kept.unlink()
+        else:
+            kept.write_bytes(b"changed")
+        head = head_of(home)
+        assert code_of(site.answer(asked.document, asked.adapter), home) == "release_lost"
+        assert head_of(home) == head
+        assert site.answer(second.document, second.adapter).payload
+    assert rounds_trained(trainers) == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("has_file", "has_answered", "code"),
+    [
+        (False, True, "metrics_not_allowed"),
+        (True, False, "metrics_not_allowed"),
+        (True, True, "cannot_train"),  # what it has of held-out records is not told
+    ],
+)
+def test_metrics_that_a_site_never_lets_out_are_refused_for_good(
+    coordinator, home, trainers, has_file, has_answered, code
+):
+    """By settings and ledger alone, with a code that the coordinator takes for an answer."""
+    edit(home.folder / "policy.toml", {"metrics = false": "metrics = true "})
+    with Ledger.open(home.folder / "ledger.sqlite") as ledger:
+        ledger.change_cap(Cap(epsilon=50.0, delta=1e-4, metrics_epsilon=1.0))
+    if has_file:
+        with (home.folder / "site.toml").open("a", encoding="utf-8") as file:
+            file.write('\n[records.held_out]\nall = "held-out.jsonl"\n')
+    private = {**PRIVATE, "metrics_epsilon": 0.5, "metrics_minimum": 20}
+    offered = coordinator.offer(make_study(privacy=private, rounds={"count": 1}))
+    approve(home, offered)
+    asked = coordinator.open(offered)
+    with answering_at(home) as site:
+        if has_answered:
+            assert site.answer(asked.document, asked.adapter).payload
+        site._standing.keep_chain(replace(site._standing.chain(offered.digest), round=1, attempt=0))
+        metrics = announce(coordinator, asked, round=2)
+        assert code_of(site.answer(metrics, asked.adapter), home) == code
+    assert "metrics_not_allowed" in KEPT_BACK
 
 
 def test_pb_5_an_older_copy_of_the_ledger_is_refused(paid, home, trainers, tmp_path):

@@ -16,12 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from huizhen.client.decision import (
-    decide,
-    decide_approval,
-    objections,
-    objections_to_approval,
-)
+from huizhen.client.decision import decide, objections, objections_to_approval
 from huizhen.client.policy import base_digest, parse_policy
 from huizhen.client.situation import (
     Allowed,
@@ -482,7 +477,6 @@ def test_people_are_told_before_they_approve(code, key, early, changes):
     if world.approval is not None:
         found = {refused.code for refused in objections_to_approval(*world.before())}
         assert found == ({code} if early else set())
-        assert isinstance(decide_approval(*world.before()), Refused if early else Allowed)
 
 
 def test_every_code_is_given_and_may_leave():
@@ -708,7 +702,7 @@ def test_no_step_of_a_key_does_beside_any_step_of_another(key):
 def test_what_is_answered_could_also_be_approved(pair, changes):
     world = parts(**changes)._replace(policy=policy_at(pair[0]))
     if decide(*world) == Allowed():
-        assert decide_approval(*world.before()) == Allowed()
+        assert list(objections_to_approval(*world.before())) == []
 
 
 # ---- Nothing but the signed study says how the site trains.
@@ -758,7 +752,7 @@ def test_a_decision_takes_no_overrides():
 def test_a_time_without_a_zone_is_refused():
     policy, offered, draft, ledger, now = parts().before()
     with pytest.raises(ValueError, match="expected one with a zone"):
-        decide_approval(policy, offered, draft, ledger, now.replace(tzinfo=None))
+        list(objections_to_approval(policy, offered, draft, ledger, now.replace(tzinfo=None)))
     with pytest.raises(ValueError, match="expected one with a zone"):
         parts(here__now=now.replace(tzinfo=None))
 
@@ -766,7 +760,7 @@ def test_a_time_without_a_zone_is_refused():
 PURE = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from test_decision import objections, parts, Allowed, decide, decide_approval
+from test_decision import objections, objections_to_approval, parts, Allowed, decide
 import huizhen.client.approvals
 loaded = {"torch", "transformers", "flwr", "grpc"} & sys.modules.keys()
 first, second = parts(), parts(here__is_stopped=True, ledger=None, signed=None)
@@ -774,7 +768,8 @@ decide(*first)  # reads the time zone
 seen = []
 sys.addaudithook(lambda event, args: seen.append((event, args)) if events else None)
 events = True
-decisions = decide(*first), len(list(objections(*second))), decide_approval(*first.before())
+decisions = decide(*first), len(list(objections(*second)))
+decisions += (list(objections_to_approval(*first.before())),)
 events = False
 print(loaded, seen, decisions)
 """
@@ -789,4 +784,4 @@ def test_a_decision_reads_no_file_and_needs_no_torch():
         text=True,
         check=False,
     )
-    assert done.stdout == "set() [] (Allowed(), 2, Allowed())\n", done.stderr[-2000:]
+    assert done.stdout == "set() [] (Allowed(), 2, [])\n", done.stderr[-2000:]

@@ -4,17 +4,24 @@ import contextlib
 import inspect
 import os
 import socket
+import ssl
 import threading
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.proto.fleet_pb2 import ActivateNodeResponse, PushMessagesRequest, PushMessagesResponse
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.federation.loopback import flower, make_node_key, site_flower, superlink
 
 from huizhen.client import agent, answering
 from huizhen.protocol.errors import StorageError
+from huizhen.server.authority import Authority, pem
 from huizhen.server.edge import FLEET_PATHS
 
 MIB = 1 << 20
@@ -143,10 +150,6 @@ def test_the_answer_tells_no_time(link, run, monkeypatch):
 
 
 def test_a_coordinator_of_another_authority_is_not_spoken_to(link, tmp_path):
-    from datetime import UTC, datetime
-
-    from huizhen.server.authority import Authority, pem
-
     other = tmp_path / "other.pem"
     other.write_bytes(pem(Authority.make("rare", make_node_key(), datetime.now(UTC)).certificate))
     with (
@@ -195,6 +198,121 @@ def test_eg_6_a_cut_connection_ends_what_is_being_sent(link, run):
         assert not thread.is_alive()
         assert failed
     assert not isinstance(run.pull(name, max_bytes=100 * MIB), flower.Reply)
+
+
+# Where it lets itself be sent.
+
+
+class LyingEdge:
+    """An edge of the alliance that admits a node, takes the head of an answer, and then lies."""
+
+    def __init__(self, folder):
+        self.status, self.headers, self.body = 200, {}, b""
+        self.paths = []
+        authority, key = Authority.make("rare", make_node_key(), datetime.now(UTC)), make_node_key()
+        server = authority.for_server(["127.0.0.1"], key.public_key(), datetime.now(UTC))
+        self.ca, chain = folder / "authority.pem", folder / "server.pem"
+        self.ca.write_bytes(pem(authority.certificate))
+        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        chain.write_bytes(pem(server) + private)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(chain)
+        edge = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                edge.answer(self, self.rfile.read(int(self.headers["content-length"])))
+
+            def log_message(self, *_):
+                """Say nothing."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+        self.address = f"127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def answer(self, handler, body):
+        self.paths.append(handler.path)
+        status, headers, found = self.status, self.headers, self.body
+        if handler.path.endswith("/activate-node"):
+            status, headers, found = 200, {}, ActivateNodeResponse(node_id=7).SerializeToString()
+        elif handler.path.endswith("/push-messages"):
+            [tree] = PushMessagesRequest.FromString(body).message_object_trees
+            wanted = [one.object_id for one in iterate_object_tree(tree)]
+            taken = PushMessagesResponse(objects_to_push=wanted)
+            status, headers, found = 200, {}, taken.SerializeToString()
+        handler.send_response(status)
+        for name, value in {**headers, "content-length": str(len(found))}.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(found)
+
+
+@pytest.fixture
+def lying_edge(tmp_path):
+    made = LyingEdge(tmp_path)
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+@pytest.fixture
+def elsewhere():
+    """A plain server within the hospital, and what it was sent."""
+    received: list[bytes] = []
+
+    def accept():
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                with near:
+                    received.append(near.recv(1 << 16))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/x", received
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_nothing_follows_the_coordinator_elsewhere(lying_edge, elsewhere, status):
+    """A 307 would carry the update over an open line, a 302 make this site ask any address."""
+    address, received = elsewhere
+    lying_edge.status, lying_edge.headers = status, {"location": address}
+    asked = Message(site_flower.pack(b"d", b"p"), 7, "train")
+    with site_flower.connect(lying_edge.address, ca=lying_edge.ca, key=make_node_key()) as fleet:
+        for call in (
+            lambda: fleet.reply(site_flower.Request(b"d", b"p", 1, asked), b"d", b"update"),
+            fleet.beat,
+            fleet.receive,
+        ):
+            with pytest.raises(site_flower.FleetError, match=f"status {status}") as caught:
+                call()
+            assert caught.value.trouble == "unreachable"
+    assert any(path.endswith("/push-object") for path in lying_edge.paths)
+    assert received == []
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body"),
+    [
+        (200, {"content-encoding": "gzip"}, b"no gzip"),
+        (200, {}, b"no message"),
+        (500, {}, b"[" * 100_000),
+        (500, {}, b'{"code": ' + b"9" * 5000 + b"}"),
+        (307, {"location": "http://[::"}, b""),
+    ],
+    ids=["not compressed", "no message", "nested", "digits", "nowhere"],
+)
+def test_what_no_coordinator_answers_is_unreachable(lying_edge, status, headers, body):
+    """One kind of error, so that the heartbeat and the agent go on."""
+    lying_edge.status, lying_edge.headers, lying_edge.body = status, headers, body
+    with (
+        site_flower.connect(lying_edge.address, ca=lying_edge.ca, key=make_node_key()) as fleet,
+        pytest.raises(site_flower.FleetError) as caught,
+    ):
+        fleet.beat()
+    assert caught.value.trouble == "unreachable"
 
 
 # What it takes for a message.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from huizhen.client.outbox import Outbox, send
-from huizhen.protocol.errors import PrivacyError, StorageError, WireError
+from huizhen.protocol.errors import PrivacyError, ReleaseLostError, StorageError, WireError
 from huizhen.protocol.wire import decode
 
 UPDATE = {"a.lora_B": np.ones((2, 1), np.float32), "head.bias": np.zeros(2, np.float32)}
@@ -73,12 +73,20 @@ def test_what_was_kept_comes_back_and_nothing_else(tmp_path):
     with outbox.alone(S):
         outbox.forget_others(S, digests[1])
     assert not left.exists()
-    with pytest.raises(StorageError, match="nothing else may be sent"):
+    with pytest.raises(ReleaseLostError, match="nothing else may be sent"):
         outbox.kept(S, digests[0])
     [place] = (tmp_path / "outbox").rglob("*.update")
     place.write_bytes(sent[0].data)
-    with pytest.raises(StorageError, match="was changed"):
+    with pytest.raises(ReleaseLostError, match="was changed"):
         outbox.kept(S, digests[1])
+
+
+def test_a_disk_that_does_not_give_an_update_has_not_lost_it(tmp_path):
+    """Lost is lost for ever, and the study goes on; a disk can be mended."""
+    outbox = Outbox(tmp_path)
+    (tmp_path / S / f"{S}.update").mkdir(parents=True)
+    with pytest.raises(StorageError, match="cannot be read: Is a directory"):
+        outbox.kept(S, S)
 
 
 def test_metrics_are_kept_by_study(tmp_path):
@@ -86,9 +94,9 @@ def test_metrics_are_kept_by_study(tmp_path):
     outbox.keep_metrics(S, b"{}")
     digest = hashlib.sha256(b"{}").hexdigest()
     assert outbox.kept_metrics(S, digest) == b"{}"
-    with pytest.raises(StorageError, match="nothing else may be sent"):
+    with pytest.raises(ReleaseLostError, match="nothing else may be sent"):
         outbox.kept_metrics("cd" * 32, digest)
-    with pytest.raises(StorageError, match="was changed"):
+    with pytest.raises(ReleaseLostError, match="was changed"):
         outbox.kept_metrics(S, "0" * 64)
 
 

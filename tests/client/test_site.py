@@ -23,7 +23,6 @@ from huizhen.protocol.errors import (
     PrivacyError,
     ProtocolError,
     ReleaseLostError,
-    StorageError,
 )
 from huizhen.protocol.ledger_entries import Cap
 from huizhen.protocol.mechanism import Mechanism
@@ -119,7 +118,7 @@ def test_a_private_round_is_answered_again_with_the_same_bytes_and_no_other_way(
     assert ledger.totals().epsilon_charged == spent
     assert report is not None
     make(private, ledger=ledger).answer(announcement(tiny_classifier, private, 2), 2)
-    with pytest.raises(StorageError, match="nothing else may be sent"):
+    with pytest.raises(ReleaseLostError, match="nothing else may be sent"):
         make(private, ledger=ledger).answer(asked, 1)
 
 
@@ -129,7 +128,7 @@ def test_an_answer_that_is_lost_is_not_trained_again(
     private, ledger = with_terms(study, privacy={"unit": "patient"}), new_ledger()
     make(private, ledger=ledger).answer(announcement(tiny_classifier, private), 1)
     shutil.rmtree(Outbox.beside(ledger.path).folder)
-    with pytest.raises(StorageError, match="nothing else may be sent"):
+    with pytest.raises(ReleaseLostError, match="nothing else may be sent"):
         make(private, ledger=ledger).answer(announcement(tiny_classifier, private), 1)
 
 
@@ -406,10 +405,10 @@ def test_metrics_leave_once_after_the_last_round_and_are_charged_before_the_nois
         site.release_metrics(announcement(tiny_classifier, measuring, 3, tensors=tensors))
     [kept] = Outbox.beside(rich_ledger.path).folder.rglob("metrics.json")
     kept.write_bytes(b"exact counts: 17 patients")
-    with pytest.raises(StorageError, match="was changed: nothing was sent"):
+    with pytest.raises(ReleaseLostError, match="was changed: nothing was sent"):
         site.release_metrics(final)
     kept.unlink()
-    with pytest.raises(StorageError, match="nothing else may be sent"):
+    with pytest.raises(ReleaseLostError, match="nothing else may be sent"):
         join(measuring).release_metrics(final)
     assert rich_ledger.totals().metrics_epsilon == 2.0
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from huizhen.client import worker_trainer
 from huizhen.client.frames import CohortRecords, Start
 from huizhen.client.governance import SitePolicy, admit
 from huizhen.client.ledger import Ledger
@@ -231,6 +232,68 @@ def test_eg_6_a_worker_that_trains_is_killed_within_a_second_and_starts_no_more(
         with pytest.raises(TrainerError, match="was stopped"):
             call()
     assert trainer._process is process
+
+
+def test_a_worker_that_hangs_is_killed_and_taken_for_dead(make, study, tmp_path, monkeypatch):
+    trainer = make(study, tmp_path)
+    with trainer:
+        trainer._begin()
+        process = trainer._process
+        trainer._ask({"command": "ping"}, seconds=30)
+        pids = descendants(process.pid)
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        begin = time.monotonic()
+        with pytest.raises(TrainerError) as caught:
+            trainer._ask({"command": "ping"}, seconds=0.5)
+        assert caught.value.code is Code.CRASHED
+        assert 0.5 <= time.monotonic() - begin < 5
+        assert wait_until_gone(pids, 5)
+        monkeypatch.setattr(worker_trainer, "MAX_WORK_SECONDS", 0.5)
+        trainer._begin()
+        for pid in descendants(trainer._process.pid):
+            os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(TrainerError, match="code crashed"):
+            trainer._ask({"command": "start", "start": {}}, b"x" * (1 << 20))  # more than a pipe
+
+
+def test_a_warm_worker_that_hangs_is_started_again_by_the_next_call(shared, monkeypatch):
+    trainer, _ = shared
+    facts, process = trainer.ready(), trainer._process
+    monkeypatch.setattr(worker_trainer, "PING_SECONDS", 0.5)
+    time.sleep(0.6)
+    assert trainer.ready() == facts
+    assert trainer._process is process  # the limit of a question ends with its answer
+    for pid in descendants(process.pid):
+        os.kill(pid, signal.SIGSTOP)
+    assert trainer.ready() == facts
+    assert trainer._process is not process
+
+
+def test_a_round_that_hangs_is_paid_for_once_and_trained_again_by_the_next_worker(
+    make, private_study, announce, tmp_path, monkeypatch
+):
+    study, path = private_study, tmp_path / "site" / "ledger.sqlite"
+    cap = Cap(epsilon=8.5, delta=1e-3, metrics_epsilon=2.0)
+    with (
+        Ledger.create(path, site="A", cohort="rare", cap=cap) as ledger,
+        make(study, path.parent) as trainer,
+    ):
+        site = Site("A", study, trainer, ledger=ledger)
+
+        def hang(announcement, round):
+            for pid in descendants(trainer._process.pid):
+                os.kill(pid, signal.SIGSTOP)
+            return trainer._ask({"command": "train", "round": round}, announcement)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(worker_trainer, "MAX_WORK_SECONDS", 0.5)
+            patch.setattr(trainer, "train", hang)
+            with pytest.raises(TrainerError, match="code crashed"):
+                site.answer(announce(study, 1), 1)
+        assert ledger.totals().epsilon_charged == Mechanism.of(study).epsilon_after(1)
+        assert site.answer(announce(study, 1), 1)[0].data
+        assert ledger.totals().epsilon_charged == Mechanism.of(study).epsilon_after(1)
 
 
 def test_a_private_study_is_trained_and_measured_through_the_worker(

@@ -165,8 +165,8 @@ def test_eg_2_no_canary_is_in_any_byte_that_was_sent_logged_stored_or_exported(s
 def test_eg_3_the_site_that_could_not_train_said_a_code(searched):
     _, codes = searched
     assert codes
-    assert codes <= {"bad_records", "no_answer"}
-    assert "bad_records" in codes
+    assert codes <= {"cannot_train", "no_answer"}
+    assert "cannot_train" in codes
 
 
 def test_what_was_sent_was_seen_in_clear(searched):

@@ -23,10 +23,13 @@ from tests.federation.fault_proxy import FaultProxy
 from huizhen.client.home import Home as SiteHome
 from huizhen.client.joining import request_of
 from huizhen.client.ledger import Ledger
+from huizhen.protocol.audit_checkpoints import key_ids
 from huizhen.protocol.statements import Record
 from huizhen.server.authority import pem
 from huizhen.server.desk import load_keys, now, open_desk
 from huizhen.server.home import Home
+from huizhen.server.recompute import recompute
+from huizhen.server.studies import find, offered
 from huizhen.simulations.live import paused
 from huizhen.storage.audit import AuditLog
 
@@ -84,6 +87,8 @@ def finish(live, digest):
                 assert desk.objects.has(each.payload)
                 receipt = desk.store.updates.receipt(digest, one.round, each.site, each.payload)
                 assert receipt is not None  # nothing is dropped in silence
+        again = list(recompute(desk, offered(desk, find(desk, digest))))
+        assert [one.problem for one in again] == [""] * len(chain)
     for site in SITES:
         folder = live.home_of(site) / "site"
         with Ledger.open(folder / "ledger.sqlite") as ledger:
@@ -122,6 +127,21 @@ def restart(live, name):
 def test_nothing_is_killed(federation):
     chain = finish(federation, federation.offer(study_text("quiet")))
     assert all(len(one.counted) == 3 for one in chain)
+
+
+def test_each_log_is_witnessed_by_the_coordinator_and_two_sites(federation):
+    """The coordinator's own by two sites; all look at each other every ten seconds."""
+    logs = [federation.home_of(site) / "site" / "audit.sqlite" for site in SITES]
+    logs.append(federation.folder / "coordinator-home" / "coordinator" / "audit.sqlite")
+
+    def are_witnessed():
+        found = []
+        for log in logs:
+            with AuditLog.open(log) as opened:
+                found.append(max(len(set(key_ids(one))) for one in opened.checkpoints()))
+        return found == [4, 4, 4, 3]  # with their own
+
+    wait(are_witnessed, 90)
 
 
 def test_the_coordinator_is_killed_before_it_can_aggregate(federation, recovery):

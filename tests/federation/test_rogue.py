@@ -334,7 +334,7 @@ def test_the_same_certificate_in_order_opens_it(live, east):
 
 
 CODES = {
-    "too large": "no_answer",
+    "too large": "too_large",
     "bomb": "malformed",
     "claims 2^40": "malformed",
     "another's signature": "no_answer",
@@ -400,7 +400,7 @@ def test_up_4_and_id_8_a_member_that_lies_in_every_round_stops_none(live, study,
 
 
 def test_up_8_no_pickle_no_marshal_and_no_exec_through_whole_rounds(live, study, hooked):
-    """Both sides, every process but the walled-off trainer, which gets frames and no objects."""
+    """Both sides, our processes but the walled-off trainer, which gets frames and no objects."""
     armed, log = hooked
     begin = live.round_of(study)[0]
     armed.touch()

@@ -22,8 +22,8 @@ HEAD = {"size": 7, "root": D}
 # One value for each fact that any event has: an event that is added needs its facts here.
 FACTS = {
     "alliance": "rare disease", "log": "北京", "site": "Köln", "cohort": "all children",
-    "purpose": "identity", "fingerprint": D, "key": KEY, "old": KEY, "new": KEY, "identity": KEY,
-    "authority": D, "until": "2026-09-01T00:00:00Z", "code": "not_approved", "name": "ledger_cap",
+    "purpose": "identity", "fingerprint": D, "old": KEY, "new": KEY, "identity": KEY,
+    "authority": D, "until": "2026-09-01T00:00:00Z", "code": "not_approved",
     "document": D, "first": 1, "last": 9, "size": 7, "root": D, "seconds": -40, "version": 3,
     "study": S, "epsilon_cap": 2.5, "policy": D, "round": 3, "attempt": 2, "announcement": D,
     "ledger": HEAD, "payload": D, "bytes": 1234, "record": D, "result": D, "release": D,

@@ -145,7 +145,7 @@ def test_co_1_two_histories_that_a_coordinator_shows_cannot_be_joined():
         ({"key": MEMBER}, "not_signed", "0 of 1 known keys"),
         ({"alliance": "common"}, "wrong_alliance", "'common', expected 'rare'"),
         ({"study": "6" * 64}, "wrong_study", "study is 6666"),
-        ({"round": 2}, "rollback", "round 2 is announced, round 2 is closed"),
+        ({"round": 2}, "round_closed", "round 2 is announced, round 2 is closed"),
         ({"round": 1}, "rollback", "round 1 is announced, round 2 is closed"),
         ({"round": 4}, "behind", "round 4 is announced, 3 is next here"),
         ({"parent": "c" * 64}, "fork", "follows another history"),
@@ -188,9 +188,17 @@ def test_an_announced_adapter_that_the_last_record_did_not_give_is_refused():
 def test_co_1_an_announcement_after_a_rollback_is_refused():
     """A coordinator that was restored from a backup asks again for a round that is closed."""
     chain, _ = records(3)
-    before, _ = records(2)
-    with refused("rollback", "round 3 is announced, round 3 is closed"):
-        check(chain, asking(3, before.parent), adapter(3))
+    before, _ = records(1)
+    with refused("rollback", "round 2 is announced, round 3 is closed"):
+        check(chain, asking(2, before.parent), adapter(2))
+
+
+def test_a_message_that_waited_while_its_round_closed_is_no_rollback():
+    chain, _ = records(2)
+    waiting = asking(3, chain.parent)
+    after, _ = records(3)
+    with refused("round_closed", "round 3 is announced, round 3 is closed"):
+        check(after, waiting, adapter(3))
 
 
 def test_id_7_a_replayed_announcement_of_an_older_attempt_is_refused():

@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from huizhen.protocol.errors import WireError
-from huizhen.protocol.wire import MAX_HEADER_BYTES, Message, decode, encode, max_bytes
+from huizhen.protocol.wire import (
+    MAX_HEADER_BYTES,
+    Message,
+    declared_values,
+    decode,
+    encode,
+    max_bytes,
+)
 
 
 def f32(values):
@@ -190,6 +197,31 @@ json_values = st.recursive(
 
 
 @settings(deadline=None)
+def declaring(*shapes):
+    """Return what begins as a message with tensors of these shapes, in JSON."""
+    text = ", ".join(f'"{number}": {shape}' for number, shape in enumerate(shapes))
+    return assemble(json.dumps(header(tensors={})).replace("{}", f"{{{text}}}").encode())
+
+
+def test_a_header_says_how_many_numbers_come():
+    assert declared_values(declaring("[2, 3]", "[]", "[0, 9]")) == 7
+    assert declared_values(declaring(f"[{2**40}]")) == 2**40
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ["[1e999]"], ["[NaN]"], ["[2.0]"], ["[true]"], ["[null]"], ['["2"]'], ["[[2]]"], ["[-1]"],
+        [f"[{2**40 + 1}]"], ["[1" + "0" * 4000 + "]"], [f"[{2**40}, 2]"], [f"[{2**40}]", "[1]"],
+        ["3"], ["null"], ['"23"'], ['{"2": 3}'],
+    ],
+    ids=lambda one: one[0][:9],
+)  # fmt: skip
+def test_a_shape_that_no_message_has_is_refused_before_anything_counts_with_it(shapes):
+    with pytest.raises(WireError, match=r"header (has|names)"):
+        declared_values(declaring(*shapes))
+
+
 @given(st.sampled_from(sorted(header())), json_values)
 def test_any_json_in_any_place_of_the_header_is_refused_or_canonical(key, value):
     refused_or_canonical(assemble(json.dumps(header(**{key: value}), sort_keys=True).encode()))

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -59,17 +60,27 @@ def test_the_parts_make_the_message_that_was_sent(coming, tmp_path, payload):
     assert list(tmp_path.iterdir()) == []  # the file has no name
 
 
-def test_up_4_parts_that_claim_to_be_repeated_are_refused_before_they_fill_the_memory(coming):
-    """An array that names its one chunk of 1 MiB a million times would have 1 TB."""
-    root, parts = parts_of(bytes(MIB))
+@pytest.mark.parametrize(
+    ("payload", "times", "problem"),
+    [(bytes(MIB), 40, "arrays have over"), (bytes(MIB), 1_000_000, "over 48 chunks"),
+     (b"", 8_000_000, "over 48 chunks")],
+    ids=["beyond the limit", "a terabyte", "of empty chunks"],
+)  # fmt: skip
+def test_up_4_parts_that_claim_to_be_repeated_are_refused_before_they_cost(
+    coming, payload, times, problem
+):
+    """They would fill the memory; empty ones would take minutes."""
+    root, parts = parts_of(payload or b"x")
     (array,) = [name for name, one in parts.items() if one.startswith(b"Array ")]
     said: dict[str, Any] = json.loads(get_object_body(parts[array], Array))
-    said["arraychunk_ids"] = [0] * 1_000_000
+    said["arraychunk_ids"] = [0] * times
     head = parts[array].split(b"\x00")[0].rsplit(b" ", 1)[0]
     body = json.dumps(said).encode()
     parts[array] = head + b" %d\x00" % len(body) + body
-    with pytest.raises(ValueError, match="arrays have over"):
+    begin = time.monotonic()
+    with pytest.raises(ValueError, match=problem):
         coming(root, parts).message_of(2 * MIB)
+    assert time.monotonic() - begin < 5
 
 
 def test_a_part_that_is_missing_or_none_is_told(coming):

@@ -14,6 +14,7 @@ from tests.federation.lying_federation import (
     make_study,
 )
 
+from huizhen.protocol.errors import ConfigError
 from huizhen.protocol.statements import Approval, Record, Withdrawal, digest_of, stamp
 from huizhen.server import conductor as conducting
 from huizhen.server.conductor import Conductor
@@ -31,6 +32,7 @@ class FakeFlower:
         self.asked: list[tuple[int, str]] = []
         self.answers: dict[str, Any] = {}
         self.half: dict[str, datetime] = {}
+        self.forgotten: list[str] = []
         self.came: dict[int, datetime] = {}
         self._names = itertools.count()
 
@@ -48,8 +50,9 @@ class FakeFlower:
     def unfinished(self, *, seconds):
         return self.half
 
-    def give_up(self, name):
-        del self.half[name]
+    def forget(self, name):
+        self.half.pop(name, None)
+        self.forgotten.append(name)
 
     def admit(self, key):
         return NODES[key.decode().removeprefix("node of ")]
@@ -84,7 +87,9 @@ class Play:
     def __init__(self, alliance, offer, time):
         self.alliance, self.offer, self.time = alliance, offer, time
         self.flower: Any = FakeFlower()
-        self.conductor = Conductor(alliance.parts, lambda: alliance.trust, owner="test")
+        self.conductor = Conductor(
+            alliance.parts, lambda: alliance.trust, alliance.trust.keys_at, owner="test"
+        )
 
     def step(self, seconds=0.0):
         """Let time pass and do what can be done; both clocks go."""
@@ -178,6 +183,59 @@ def test_the_round_waits_for_all_until_the_deadline_and_names_who_was_missing(pl
     play.step(101)
     [record] = play.records()
     assert [(one.site, one.code) for one in record.absent] == [("East", "no_answer")]
+
+
+def test_a_site_that_refuses_does_not_hold_the_round_once_the_quorum_is_there(play):
+    play.step()
+    refusal = Reply(*LyingSite("East").refusal(play.round, "paused"))
+    play.flower.answers[play.flower.last("East")] = refusal
+    play.answer("North")
+    play.step(1)
+    assert play.records() == []
+    play.answer("South")
+    play.step(1)
+    [record] = play.records()
+    assert [(one.site, one.code) for one in record.absent] == [("East", "paused")]
+
+
+def test_a_site_that_is_away_holds_the_round_for_a_minute(play):
+    play.step()
+    play.flower.here.discard(NODES["East"])
+    play.answer("North", "South")
+    play.step(2)
+    play.step(50)
+    assert play.records() == []
+    play.step(11)
+    assert len(play.records()) == 1
+
+
+def test_a_site_that_refused_and_thought_better_of_it_counts(play):
+    play.step()
+    refusal = Reply(*LyingSite("East").refusal(play.round, "paused"))
+    play.flower.answers[play.flower.last("East")] = refusal
+    play.answer("North")
+    play.step(1)
+    play.step(3)  # asked again
+    play.answer("East")
+    play.step()
+    play.answer("South")
+    play.step()
+    [record] = play.records()
+    assert record.absent == ()
+
+
+def test_up_4_an_answer_that_is_too_large_is_recorded_with_its_code(play):
+    play.step()
+    play.flower.answers[play.flower.last("East")] = NoReply("too_large")
+    play.answer("North", "South")
+    play.step(1)
+    play.flower.here.discard(NODES["East"])
+    play.step(2)
+    play.step(61)
+    [record] = play.records()
+    assert [(one.site, one.code) for one in record.absent] == [("East", "too_large")]
+    [refused] = play.alliance.parts.store.updates.refusals(play.offer.digest, 1)
+    assert (refused.site, refused.code, refused.payload) == ("East", "too_large", None)
 
 
 def test_a_late_answer_is_told_that_it_was_late(play):
@@ -275,6 +333,85 @@ def test_a_paused_study_is_left_where_it_is(play):
     assert play.round.counted == ("North",)
 
 
+def test_a_study_whose_objects_are_damaged_rests_and_the_others_go_on(play):
+    alliance = play.alliance
+    play.step()
+    play.answer(*SIZES)
+    play.step()  # from here on the two have objects of their own
+    other = alliance.offer(make_study(study={"name": "other"}))
+    for site in SIZES:
+        approve(alliance, other, site)
+    place = next(alliance.parts.objects.folder.rglob(other.state))
+    good, _ = place.read_bytes(), place.write_bytes(b"junk")
+    play.step(1)
+    assert other.digest in play.conductor._troubled
+    play.answer(*SIZES)
+    play.step()
+    assert len(play.records()) == 2
+    place.write_bytes(good)
+    play.step(301)
+    assert other.digest in play.conductor._works
+
+
+def test_a_round_whose_approvals_all_end_waits_for_one(play):
+    play.step()
+    alliance, studies = play.alliance, play.alliance.parts.store.studies
+    for site in SIZES:
+        said = Withdrawal(
+            alliance=ALLIANCE, study=play.offer.digest, site=site, issued=stamp(alliance.clock())
+        )
+        studies.add_withdrawal(
+            play.offer.digest, site, said.signed(KEYS[site]), issued=alliance.clock(),
+            now=alliance.clock(),
+        )  # fmt: skip
+    play.step(2)
+    play.step(400)
+    assert play.conductor._works == {}
+    assert play.conductor._troubled == {}
+    alliance.clock.pass_minutes(1)
+    for site in SIZES:
+        approve(alliance, play.offer, site)
+    play.step(2)
+    play.answer(*SIZES)
+    play.step()
+    assert len(play.records()) == 1
+
+
+def test_a_release_that_was_made_before_a_kill_is_not_made_again(play, monkeypatch):
+    for _ in range(2):
+        play.step()
+        play.answer(*SIZES)
+        play.step()
+    studies = type(play.alliance.parts.store.studies)
+    with monkeypatch.context() as patch:
+        patch.setattr(studies, "change_state", lambda *_: (_ for _ in ()).throw(ConfigError("x")))
+        play.step(1)
+    assert play.state() == "open"
+    play.step(301)
+    assert play.state() == "finished"
+    assert len(play.alliance.parts.store.studies.releases(play.offer.digest)) == 1
+
+
+def test_an_answer_to_an_earlier_attempt_counts(play):
+    play.step()
+    reply, first = Reply(*LyingSite("South").honest(play.round)), play.flower.last("South")
+    play.answer("North")
+    play.step(302)
+    play.step()
+    play.flower.answers[first] = reply
+    play.step()
+    assert play.round.counted == ("North", "South")
+
+
+def test_what_nobody_waits_for_is_taken_off_superlink(play):
+    play.step()
+    studies = play.alliance.parts.store.studies
+    studies.change_state(play.offer.digest, "paused", play.alliance.clock())
+    play.step(2)
+    play.step(700)
+    assert set(play.flower.forgotten) == {name for _, name in play.flower.asked}
+
+
 def test_one_study_s_trouble_is_not_the_others(play):
     studies, now = play.alliance.parts.store.studies, play.alliance.clock()
     studies.propose("0" * 64, "unsigned", b"{}", now)  # the first in the list
@@ -299,7 +436,8 @@ def test_a_new_flower_run_asks_again_those_who_have_not_answered(play):
 
 def test_another_process_of_the_coordinator_leaves_the_study_alone(play):
     play.step()
-    second = Conductor(play.alliance.parts, lambda: play.alliance.trust, owner="other")
+    trust = play.alliance.trust
+    second = Conductor(play.alliance.parts, lambda: trust, trust.keys_at, owner="other")
     flower: Any = FakeFlower()
     assert not second.step(flower, flower)
     assert flower.asked == []

@@ -1,6 +1,7 @@
 """What ``server/flower.py`` and ``client/flower.py`` rely on, asked of Flower 1.41.0 itself."""
 
 import contextlib
+import hashlib
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
@@ -271,7 +273,7 @@ def test_whose_sender_was_started_anew_is_known_and_it_is_asked_again(link, run,
     assert link.control.activations()[node.node] < begun
     with link.connect(next(one for one in link.keys if "started_anew" in one), last_node=node.node):
         assert link.control.activations()[node.node] > begun
-        run.give_up(name)
+        run.forget(name)
         assert name not in run.unfinished(seconds=0)
         again, request = ask(run, node)
         node.reply(request, b"whole", b"p")
@@ -312,6 +314,50 @@ def test_up_4_an_answer_in_countless_parts_is_refused(run, node):
     assert pull(run, name, max_bytes=MIB) == flower.NoReply("too_large")
 
 
+@pytest.mark.parametrize(
+    "junk",
+    [b"Message  2\0{}", b"Message  0\0", b"ConfigRecord  1\0\xff"],
+    ids=["no content", "empty", "no protobuf"],
+)
+def test_up_1_a_part_that_flower_s_own_parsers_choke_on_is_malformed(run, node, junk):
+    """Flower checks the digest of a part, never what is in it."""
+    name, request = ask(run, node)
+
+    reply = Message(site_flower.pack(b"d", b"p"), reply_to=request._message)
+    reply.metadata.__dict__["_message_id"] = hashlib.sha256(junk).hexdigest()
+    head = message_to_proto(remove_content_from_message(reply))
+    response = node._client.PushMessages(
+        PushMessagesRequest(
+            node=node._node,
+            messages_list=[head],
+            message_object_trees=[ObjectTree(object_id=hashlib.sha256(junk).hexdigest())],
+            clientapp_runtime_list=[0.0],
+        )
+    )
+    node._client.PushObject(
+        PushObjectRequest(
+            node=node._node, run_id=request.run, object_id=hashlib.sha256(junk).hexdigest(),
+            object_content=junk, session_id=response.session_id,
+        )
+    )  # fmt: skip
+    assert pull(run, name) == flower.NoReply("malformed")
+
+
+def test_up_4_who_withholds_one_part_does_not_pile_up_the_rest(run, node):
+    """The others are fetched meanwhile, so that the limit is noticed."""
+    name, request = ask(run, node)
+    parts, response = announce_reply(node, request, site_flower.pack(b"d", os.urandom(12 * MIB)))
+    chunks = [one for one, part in parts.items() if type(part).__name__ == "ArrayChunk"]
+    for object_id in chunks:
+        node._client.PushObject(
+            PushObjectRequest(
+                node=node._node, run_id=request.run, object_id=object_id,
+                object_content=parts[object_id].deflate(), session_id=response.session_id,
+            )
+        )  # fmt: skip
+    assert pull(run, name, max_bytes=MIB) == flower.NoReply("too_large")
+
+
 def odd(**records):
     return RecordDict(records)
 
@@ -342,8 +388,6 @@ def test_eg_1_other_content_than_was_agreed_is_malformed(run, node, content):
     name, request = ask(run, node)
     parts, response = announce_reply(node, request, content)
     for object_id in response.objects_to_push:
-        from flwr.proto.message_pb2 import PushObjectRequest
-
         node._client.PushObject(
             PushObjectRequest(
                 node=node._node, run_id=request.run, object_id=object_id,

@@ -23,7 +23,13 @@ from huizhen.protocol.statements import (
 from huizhen.protocol.trust import Trust, TrustError
 from huizhen.server.authority import Authority, site_of
 from huizhen.server.home import PublicTerms
-from huizhen.server.registry import Keys, Registry, WaitingForBoardError
+from huizhen.server.registry import (
+    MAX_CERTIFICATES,
+    MAX_DRAFTS,
+    Keys,
+    Registry,
+    WaitingForBoardError,
+)
 from huizhen.server.store import Store
 from huizhen.storage.audit import AuditLog
 
@@ -227,6 +233,15 @@ def test_a_guessed_token_is_refused(registry, north, parts):
     )  # fmt: skip
 
 
+def test_without_a_token_a_stranger_has_no_membership_built(registry, north, parts, monkeypatch):
+    built = []
+    monkeypatch.setattr(registry, "_made", lambda *facts: built.append(facts))
+    for node_key in (north.node_pem, "none"):
+        ask = north.enrolment("guess", node_key=node_key)
+        refused(registry, parts, "has this token", lambda ask=ask: registry.enrol(ask, "guess"))
+    assert built == []
+
+
 def test_a_token_for_another_site_is_refused(registry, south, parts):
     token = invite(registry, "North")
     ask = south.enrolment(token)
@@ -425,6 +440,37 @@ def test_id_2_a_stranger_or_a_revoked_member_gets_no_certificate(joined, north, 
     refused(joined, parts, "'North' is revoked", lambda: joined.renew(north.renewal()))
 
 
+def test_a_member_that_asks_again_within_the_hour_gets_the_same_certificate(
+    joined, north, parts, clock
+):
+    before = seen(parts)
+    certificates = set()
+    for _ in range(5):
+        clock.now += timedelta(minutes=10)
+        certificates.add(joined.renew(north.renewal()))
+    assert len(certificates) == 1
+    assert seen(parts) == before
+    clock.now += timedelta(minutes=10)
+    assert joined.renew(north.renewal()) not in certificates
+
+
+def test_a_member_with_another_tls_key_gets_another_certificate_but_not_without_end(
+    joined, north, south, parts, clock
+):
+    first = joined.renew(north.renewal())
+    for number in range(1, MAX_CERTIFICATES):
+        north.tls = ec.derive_private_key(1000 + number, ec.SECP256R1())
+        assert joined.renew(north.renewal()) != first
+    last = joined.renew(north.renewal())
+    north.tls = ec.derive_private_key(2000, ec.SECP256R1())
+    refused(joined, parts, "10 keys within an hour", lambda: joined.renew(north.renewal()))
+    north.tls = ec.derive_private_key(1000 + number, ec.SECP256R1())
+    assert joined.renew(north.renewal()) == last
+    joined.enrol(south.enrolment(token := invite(joined, "South")), token)
+    clock.now += timedelta(hours=1)
+    assert joined.renew(north.renewal()) != last
+
+
 # Rotation. ID-9.
 
 
@@ -513,19 +559,25 @@ def shared(make):
     return make(threshold=2)
 
 
+def drafts(tmp_path, version):
+    return sorted((tmp_path / "board").glob(f"membership-{version}-*.json"))
+
+
 def sign_draft(tmp_path, version, *keys):
-    data = (tmp_path / "board" / f"membership-{version}.json").read_bytes()
-    return countersign(data, *keys)
+    [draft] = drafts(tmp_path, version)
+    return countersign(draft.read_bytes(), *keys)
 
 
 def test_a_change_waits_for_the_board(shared, tmp_path, parts):
-    with pytest.raises(WaitingForBoardError, match=r"1 of the board to sign membership-1\.json"):
+    with pytest.raises(
+        WaitingForBoardError, match=r"1 of the board to sign membership-1-\w{12}\.json"
+    ):
         shared.found()
     with pytest.raises(GovernanceError, match="no membership"):
         shared.trust()
     shared.accept(sign_draft(tmp_path, 1, BOARD[2]))
     assert shared.trust().membership.version == 1
-    assert not (tmp_path / "board" / "membership-1.json").exists()
+    assert drafts(tmp_path, 1) == []
 
 
 def test_id_3_a_draft_without_enough_of_the_board_is_not_accepted(shared, tmp_path, parts):
@@ -548,6 +600,128 @@ def test_a_site_asks_again_once_the_board_has_signed(shared, north, tmp_path, pa
     shared.accept(sign_draft(tmp_path, 2, BOARD[1]))
     certificate, memberships = shared.enrol(north.enrolment(token), token)
     assert (site_of(certificate.encode()), len(memberships)) == ("North", 2)
+
+
+@pytest.fixture
+def waiting(shared, north, south, tmp_path):
+    """Two members in version 3, of whom one must sign each change."""
+    with pytest.raises(WaitingForBoardError):
+        shared.found()
+    shared.accept(sign_draft(tmp_path, 1, BOARD[1]))
+    for version, hospital in ((2, north), (3, south)):
+        token = invite(shared, hospital.site)
+        with pytest.raises(WaitingForBoardError):
+            shared.enrol(hospital.enrolment(token), token)
+        shared.accept(sign_draft(tmp_path, version, BOARD[1]))
+    return shared
+
+
+def test_id_1_a_member_cannot_write_over_the_draft_of_its_own_revocation(waiting, north, tmp_path):
+    with pytest.raises(WaitingForBoardError):
+        waiting.revoke("North")
+    [revocation] = drafts(tmp_path, 4)
+    document = revocation.read_bytes()
+    with pytest.raises(WaitingForBoardError) as caught:
+        waiting.rotate(north.rotation(private(14)))
+    assert revocation.read_bytes() == document
+    [rotation] = set(drafts(tmp_path, 4)) - {revocation}
+    assert rotation.name in str(caught.value)
+    waiting.accept(countersign(document, BOARD[1]))
+    with pytest.raises(TrustError, match="is revoked"):
+        waiting.trust().member("North")
+    assert drafts(tmp_path, 4) == []  # what has lost its place is not left for anybody to sign
+
+
+def test_the_same_change_again_logs_nothing_and_leaves_what_was_signed(
+    waiting, north, tmp_path, parts, clock
+):
+    changes = [
+        lambda: waiting.rotate(north.rotation(private(14))),
+        lambda: waiting.revoke("North"),
+    ]
+    for change in changes:
+        with pytest.raises(WaitingForBoardError):
+            change()
+    for place in drafts(tmp_path, 4):
+        place.write_bytes(countersign(place.read_bytes(), BOARD[2]))
+    before = seen(parts), [one.read_bytes() for one in drafts(tmp_path, 4)]
+    for change in changes:
+        clock.now += timedelta(minutes=1)
+        with pytest.raises(WaitingForBoardError, match=r"membership-4-\w{12}\.json"):
+            change()
+    assert (seen(parts), [one.read_bytes() for one in drafts(tmp_path, 4)]) == before
+
+
+def test_beside_a_draft_that_somebody_has_spoiled_another_is_made(waiting, tmp_path):
+    with pytest.raises(WaitingForBoardError):
+        waiting.revoke("North")
+    [draft] = drafts(tmp_path, 4)
+    draft.rename(spoiled := draft.with_name("membership-4-spoiled.json"))
+    spoiled.write_bytes(b"{}")
+    with pytest.raises(WaitingForBoardError):
+        waiting.revoke("North")
+    assert drafts(tmp_path, 4) == sorted([draft, spoiled])
+
+
+def test_a_member_does_not_fill_the_disk_with_drafts(waiting, north, south, tmp_path, parts):
+    for number in range(MAX_DRAFTS):
+        with pytest.raises(WaitingForBoardError):
+            waiting.rotate(north.rotation(private(100 + number)))
+    ask = north.rotation(private(200))
+    refused(waiting, parts, "20 drafts of membership 4 wait", lambda: waiting.rotate(ask))
+    with pytest.raises(WaitingForBoardError):
+        waiting.rotate(north.rotation(private(100)))
+    with pytest.raises(WaitingForBoardError):  # the board's own hand is not bound
+        waiting.revoke("North")
+    assert len(drafts(tmp_path, 4)) == MAX_DRAFTS + 1
+
+
+# Whose key counted when: the board may sign days after the draft.
+
+
+def keys_at(registry, site, time):
+    return [key.raw.hex() for key in registry.keys_at(site, time)]
+
+
+def test_id_9_a_rotation_that_waits_for_the_board_leaves_the_old_key_in_force(
+    waiting, make, north, tmp_path, clock
+):
+    old, new = hexed(private(11)), hexed(private(14))
+    clock.now += timedelta(days=1)
+    with pytest.raises(WaitingForBoardError):
+        waiting.rotate(north.rotation(private(14)))
+    drafted = clock.now
+    clock.now += timedelta(days=3)
+    waiting.accept(sign_draft(tmp_path, 4, BOARD[1]))
+    changed = clock.now
+    for registry in (waiting, make(threshold=2)):  # and so after a restart
+        assert keys_at(registry, "North", drafted + timedelta(days=1)) == [old]
+        assert keys_at(registry, "North", changed - timedelta(seconds=1)) == [old]
+        assert keys_at(registry, "North", changed) == [new, old]
+        assert keys_at(registry, "North", changed + timedelta(seconds=59)) == [new, old]
+        assert keys_at(registry, "North", changed + timedelta(seconds=60)) == [new]
+        assert keys_at(registry, "South", changed) == [hexed(private(12))]
+
+
+def test_id_1_a_revocation_that_waits_for_the_board_does_not_reach_back(waiting, tmp_path, clock):
+    clock.now += timedelta(days=1)
+    with pytest.raises(WaitingForBoardError):
+        waiting.revoke("North")
+    clock.now += timedelta(days=3)
+    waiting.accept(sign_draft(tmp_path, 4, BOARD[1]))
+    for seconds in (-86_400, -1, 0, 59):
+        time = clock.now + timedelta(seconds=seconds)
+        assert keys_at(waiting, "North", time) == [hexed(private(11))]
+    with pytest.raises(TrustError, match="'North' was revoked then") as caught:
+        waiting.keys_at("North", clock.now + timedelta(seconds=60))
+    assert caught.value.code == "revoked"
+
+
+def test_who_was_no_member_then_had_no_key_then(joined, clock):
+    for site, time in (("North", clock.now - timedelta(seconds=1)), ("West", clock.now)):
+        with pytest.raises(TrustError, match="was not in the alliance then") as caught:
+            joined.keys_at(site, time)
+        assert caught.value.code == "not_a_member"
 
 
 def test_a_coordinator_without_a_key_of_the_board_decides_nothing(make, tmp_path):
@@ -583,7 +757,7 @@ def test_a_stored_membership_that_was_changed_is_noticed(registry, make, parts, 
 
 @pytest.mark.parametrize("change", ["invite", "enrol", "rotate", "revoke", "renew"])
 def test_au_2_what_cannot_be_logged_does_not_happen(
-    joined, north, south, parts, monkeypatch, change
+    joined, north, south, parts, monkeypatch, clock, change
 ):
     token = invite(joined, "South")
     ask = {
@@ -593,6 +767,7 @@ def test_au_2_what_cannot_be_logged_does_not_happen(
         "revoke": lambda: joined.revoke("North"),
         "renew": lambda: joined.renew(north.renewal()),
     }[change]
+    clock.now += timedelta(hours=1)  # so that a renewal gives another certificate
     before, invitations = seen(parts), len(parts[0].members.invitations())
 
     def full(self, event, /, **facts):

@@ -130,7 +130,7 @@ def test_what_was_committed_is_there_after_reopening(asked, making, url):
     with Store.open(url) as again:
         assert again.rounds.records(making.study) == records
         assert again.rounds.attempts(making.study, 2) == (making.attempt(round=2),)
-        assert again.updates.update(making.study, 1, "A") == making.update("A")
+        assert again.updates.last_update(making.study, "A") == making.update("A")
 
 
 def test_one_owner_works_on_a_study_at_a_time(opened, making, url):

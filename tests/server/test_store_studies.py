@@ -3,7 +3,8 @@
 import pytest
 
 from huizhen.protocol.errors import ConfigError, ProtocolError
-from huizhen.server.store_database import DuplicateError
+from huizhen.server import store_studies
+from huizhen.server.store_database import DuplicateError, read_all
 
 OTHER = "6" * 64
 STATES = ("proposed", "open", "paused", "finished", "closed")
@@ -110,6 +111,50 @@ def test_a_withdrawal_stands_whatever_its_time(proposed, making):
         proposed.add_withdrawal(making.study, "A", b"no", issued=making.at(), now=making.at())
         is False
     )
+
+
+def test_what_a_site_says_about_a_study_is_bounded_and_a_withdrawal_gets_through(
+    proposed, making, monkeypatch
+):
+    monkeypatch.setattr(store_studies, "MAX_APPROVALS", 4)
+    monkeypatch.setattr(store_studies, "MAX_CONSENTS", 6)
+    at, study = making.at, making.study
+    proposed.add_withdrawal(study, "A", b"no", issued=at(), now=at())
+    for number in range(3):
+        words = b"yes %d" % number
+        assert proposed.add_approval(study, "A", words, issued=at(1), now=at(1)) is True
+    assert proposed.is_new("approval", study, "A", b"yes 2", issued=at(1)) is False
+    for ask in (
+        lambda: proposed.is_new("approval", study, "A", b"more", issued=at(1)),
+        lambda: proposed.add_approval(study, "A", b"more", issued=at(1), now=at(1)),
+    ):
+        with pytest.raises(ProtocolError, match="site 'A' has said 4 things about study 5555"):
+            ask()
+    assert proposed.add_approval(study, "B", b"yes", issued=at(1), now=at(1)) is True
+    for number in range(2):
+        words = b"no %d" % number
+        assert proposed.is_new("withdrawal", study, "A", words, issued=at(1)) is True
+        assert proposed.add_withdrawal(study, "A", words, issued=at(1), now=at(1)) is True
+    with pytest.raises(ProtocolError, match="withdrawals are taken after fewer than 6"):
+        proposed.add_withdrawal(study, "A", b"no 2", issued=at(1), now=at(1))
+    assert said(proposed, making) == {"A": "withdrawal", "B": "approval"}
+
+
+def test_of_each_site_the_last_word_alone_is_read(proposed, making, monkeypatch):
+    for number in range(5):
+        for site in ("A", "B"):
+            words = b"yes %d" % number
+            proposed.add_approval(making.study, site, words, issued=making.at(), now=making.at())
+    read: list[object] = []
+
+    def counting(*facts):
+        read.extend(found := read_all(*facts))
+        return found
+
+    monkeypatch.setattr(store_studies, "read_all", counting)
+    found = proposed.standing(making.study)
+    assert {site: one.document for site, one in found.items()} == {"A": b"yes 4", "B": b"yes 4"}
+    assert len(read) == 2
 
 
 def test_releases_are_kept_in_order(proposed, making):

@@ -90,6 +90,19 @@ def test_a_study_moves_only_where_there_is_a_way_and_each_move_is_logged(desk):
     assert events == ["study_opened", "study_paused", "study_resumed", "study_closed"]
 
 
+def test_a_move_that_there_is_no_way_for_is_not_logged(desk):
+    made = offer(desk, make_study(), FIRST, ends=ENDS)
+    with pytest.raises(ConfigError, match="is proposed, it may become open or closed"):
+        change(desk, find(desk, made.digest), "paused")
+    change(desk, find(desk, made.digest), "open")
+    desk.store.studies.change_state(made.digest, "finished", NOW)
+    before = desk.audit.head()
+    for state in ("closed", "open", "paused"):
+        with pytest.raises(ConfigError, match="is finished, it may become nothing else"):
+            change(desk, find(desk, made.digest), state)
+    assert desk.audit.head() == before
+
+
 def test_what_a_killed_process_left_goes_after_a_day_and_what_an_offer_names_stays(desk):
     made = offer(desk, make_study(), FIRST, ends=ENDS)
     left = desk.objects.put(b"left behind")
