@@ -243,6 +243,7 @@ def _approve(args: argparse.Namespace) -> int:
         sign_as_steward,
         write_draft,
     )
+    from huizhen.client.doctor import check_bases
     from huizhen.client.situation import Offered
     from huizhen.protocol.documents import public_of
     from huizhen.protocol.errors import ConfigError
@@ -284,6 +285,8 @@ def _approve(args: argparse.Namespace) -> int:
         print(f"then here: huizhen site approve --sign {args.draft.name}")
         return 0
     print(f"study {folder.digest[:12]} is approved: {_terms(said)}")
+    if (bases := check_bases(home)).state != "ok":
+        print(f"{bases.text}, so no round can be answered yet: {bases.todo}")
     print("the agent answers its rounds from now on: huizhen site run")
     return 0
 

@@ -56,7 +56,7 @@ def examine(home: Home, clock: Callable[[], datetime]) -> Iterator[Finding]:
         "disk": lambda: disk(home.folder),
         "audit": lambda: _audit(home),
         "ledgers": lambda: _ledgers(home),
-        "bases": lambda: _bases(home),
+        "bases": lambda: check_bases(home),
     }
     if settings.network.proxy:
         checks["proxy"] = lambda: _proxy(settings.network.proxy)
@@ -131,7 +131,7 @@ def _ledgers(home: Home) -> Finding:
     return Finding("ledgers", "ok", "; ".join(found) or "no cohort needs one")
 
 
-def _bases(home: Home) -> Finding:
+def check_bases(home: Home) -> Finding:
     """Compare the base models of approved studies with what is on this disk; fetch none."""
     folder = home.settings().worker.bases
     place = Path(folder) if folder else home.folder.parent

@@ -116,12 +116,17 @@ class OpenRound:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The sites that may answer and have not; metrics that a site keeps are an answer."""
+        """The sites that may answer and have not; metrics that a site keeps are an answer.
+
+        One that has approved since the announcement is not named in it, and is asked in the next.
+        """
         kept = self._codes if self.is_metrics else {}
         return tuple(
             site
             for site in self.sites
-            if site not in self._payloads and kept.get(site) not in KEPT_BACK
+            if site in self._named
+            and site not in self._payloads
+            and kept.get(site) not in KEPT_BACK
         )
 
     @property
@@ -153,7 +158,7 @@ class OpenRound:
             issued=stamp(now),
             deadline=stamp(self.deadline + timedelta(seconds=1)),
         )
-        self.document = statement.signed(self._parts.key)
+        self.document, self._named = statement.signed(self._parts.key), self.sites
         self._parts.store.rounds.open_attempt(
             StoredAttempt(
                 study=self.digest,

@@ -228,6 +228,7 @@ def test_two_stewards_sign_on_machines_of_their_own(
     code, out, _ = run("approve", "--sign", draft)
     assert code == 0
     assert "cohort 'all', ε 3.5, until" in out
+    assert "is not here, so no round can be answered yet: huizhen models fetch tiny" in out
     assert approved(run, study)
     assert consent(coordinator, study) == "approval"
     with standing_of(north) as standing:

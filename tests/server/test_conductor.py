@@ -309,6 +309,25 @@ def test_an_approval_that_ran_out_does_not_stand(tmp_path, monkeypatch):
         assert play.round.sites == ("North", "South")
 
 
+def test_a_site_that_approves_while_a_round_is_open_is_asked_in_the_next(tmp_path, monkeypatch):
+    """The announcement does not name it, and it would refuse with ``not_asked``."""
+    monkeypatch.setattr(conducting, "time", time := Time())
+    with coordination(tmp_path) as alliance:
+        offer = alliance.offer(make_study())
+        for site in ("North", "South"):
+            approve(alliance, offer, site)
+        play = Play(alliance, offer, time)
+        play.step()
+        approve(alliance, offer, "East")
+        play.step(2)
+        assert play.flower.times("East") == 0
+        play.answer("North", "South")
+        play.step()
+        play.step()
+        assert len(play.records()) == 1
+        assert play.flower.times("East") == 1
+
+
 def test_a_study_with_too_few_approvals_waits(tmp_path, monkeypatch):
     monkeypatch.setattr(conducting, "time", time := Time())
     with coordination(tmp_path) as alliance:
