@@ -295,8 +295,8 @@ def test_the_network_is_cut_for_a_minute(federation, recovery):
 
 _FAST = """
 import datetime, flwr.supercore.date as date, huizhen.cli.site_commands as commands
-shift, flower, own = datetime.timedelta(seconds=10), date.now, commands._now
-date.now, commands._now = (lambda: flower() + shift), (lambda: own() + shift)
+shift, flower, own = datetime.timedelta(seconds=10), date.now, commands.clock
+date.now, commands.clock = (lambda: flower() + shift), (lambda: own() + shift)
 """
 
 
