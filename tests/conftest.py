@@ -8,6 +8,7 @@ import tomllib
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from huizhen.client.deidentify import deidentify
 from huizhen.client.examples import make_examples, make_held_out
@@ -20,6 +21,10 @@ from huizhen.protocol.study import parse_study
 
 # A shell starts what is in its background with Ctrl-C ignored, and every child inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How fast a test is says nothing here: speed is measured in benchmarks/.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 WORDS = {
     "asthma": ["cough", "wheeze", "dyspnoea"],

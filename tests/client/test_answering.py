@@ -387,9 +387,7 @@ odd_updates = st.dictionaries(
 )
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(odd_updates)
 def test_eg_1_whatever_the_trainer_returns_only_the_agreed_tensors_leave(
     plain, home, monkeypatch, returned

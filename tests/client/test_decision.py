@@ -666,7 +666,7 @@ def check_only_tightens(loose, tight):
             assert before <= after
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(tightenings(), worlds)
 def test_no_restriction_turns_a_refusal_into_an_allowance(pair, changes):
     world = parts(**changes)
@@ -697,7 +697,7 @@ def test_no_step_of_a_key_does_beside_any_step_of_another(key):
                 check_only_tightens(loose, tight)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(tightenings(), worlds)
 def test_what_is_answered_could_also_be_approved(pair, changes):
     world = parts(**changes)._replace(policy=policy_at(pair[0]))

@@ -274,6 +274,5 @@ TestLedger = LedgerMachine.TestCase
 TestLedger.settings = settings(
     max_examples=80,
     stateful_step_count=25,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )

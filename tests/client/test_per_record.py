@@ -121,7 +121,7 @@ FACTORS = {
 }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     kind=st.sampled_from(sorted(KINDS)),
     factors=st.sampled_from(sorted(FACTORS)),

@@ -260,7 +260,6 @@ names = st.sampled_from(["f.jsonl", "f.csv", "f.jsonl.gz", "f.csv.gz"])
 
 @settings(
     max_examples=400,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     derandomize=True,
 )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from huizhen.protocol.errors import ConfigError
@@ -159,7 +159,6 @@ plain = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from([*Terms.__slots__, "rat"]), plain))
 def test_only_config_errors_come_out(table):
     try:

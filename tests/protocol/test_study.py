@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from huizhen.protocol.errors import ConfigError
@@ -243,7 +243,6 @@ def test_the_digest_changes_with_the_names_of_sites_and_files_and_the_order_of_l
     assert len(digests) == 9
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_the_order_of_keys_in_toml_does_not_change_the_digest(data):
     def shuffled(value):

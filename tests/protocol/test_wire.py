@@ -146,7 +146,6 @@ messages = st.builds(
 messages = messages.filter(lambda message: message.kind == "update" or not message.site)
 
 
-@settings(deadline=None)
 @given(messages)
 def test_decode_undoes_encode_to_the_last_bit_within_the_announced_size(message):
     data = encode(message)
@@ -173,14 +172,12 @@ def refused_or_canonical(data):
     assert encode(message) == data
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_arbitrary_bytes_are_refused(data):
     with pytest.raises(WireError):
         decode(data, shapes=SHAPES)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 2**32 - 1))
 def test_arbitrary_bytes_after_the_magic_are_refused(data, length):
     with pytest.raises(WireError):
@@ -196,7 +193,6 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None)
 def declaring(*shapes):
     """Return what begins as a message with tensors of these shapes, in JSON."""
     text = ", ".join(f'"{number}": {shape}' for number, shape in enumerate(shapes))
@@ -235,14 +231,13 @@ def dumps_or_escape(value):
         return json.dumps(value).encode()
 
 
-@settings(deadline=None)
 @given(json_values)
 def test_any_json_as_the_payload_header_is_refused(value):
     with pytest.raises(WireError):
         decode(assemble(body=payload(json.dumps(value).encode())), shapes=SHAPES)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.data())
 def test_a_mutated_message_is_refused_or_canonical(data):
     mutated = bytearray(VALID)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from huizhen.protocol.errors import AggregationError, ConfigError, WireError
@@ -103,7 +103,6 @@ def test_a_study_ends_after_its_last_round():
     assert state.strategy.x[B].tolist() == [[7], [8.125]]  # twice the mean update
 
 
-@settings(deadline=None)
 @given(st.permutations(sorted(SIZES)))
 def test_any_order_of_arrival_gives_the_same_bytes(order):
     coordinator = Coordinator(study(weights="equal"), SHAPES)

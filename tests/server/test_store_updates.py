@@ -180,7 +180,7 @@ def long_lived(tmp_path_factory):
         yield opened
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(steps, max_size=25))
 def test_any_order_of_events_leaves_what_a_plain_model_says(making, long_lived, events):
     model, store = Model(), long_lived

@@ -78,7 +78,6 @@ def test_a_patient_in_training_and_in_test_is_refused(read, cohort):
 
 @settings(
     max_examples=25,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

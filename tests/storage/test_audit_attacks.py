@@ -77,9 +77,7 @@ def renumbered(entries):
 
 
 numbers = st.integers(1, 12)
-few = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+few = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def test_the_witnessed_head_is_that_of_the_untouched_log(rewritten, sealed):

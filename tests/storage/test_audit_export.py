@@ -152,9 +152,7 @@ def altered(data, alter):
 
 
 numbers = st.integers(1, 12)
-many = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+many = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @many
@@ -314,7 +312,7 @@ def test_an_export_in_another_encoding_is_refused(whole, keys):
             verify_export(data, keys=keys)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_no_flipped_bit_of_an_export_is_accepted(whole, keys, data):
     broken = bytearray(whole)

@@ -134,9 +134,7 @@ def test_of_a_forked_log_nothing_is_signed_any_more(see, owner):
         assert len(caught.value.evidence) == 2
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_no_witness_signs_two_branches(tmp_path_factory, owner, key, data):
     """Whatever an owner shows of two histories, and in whatever order, one alone is signed."""

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -62,7 +62,6 @@ def test_the_weighted_mean_by_hand():
     assert found["a"].dtype == np.float32
 
 
-@settings(deadline=None)
 @given(sites(bound=2.0**20), st.data())
 def test_any_order_of_arrival_gives_the_same_bytes(weighted, data):
     shares = shares_of(weighted)
@@ -72,7 +71,6 @@ def test_any_order_of_arrival_gives_the_same_bytes(weighted, data):
     assert raw(in_turn) == raw(as_they_came)
 
 
-@settings(deadline=None)
 @given(sites())
 def test_the_sum_is_the_exact_one_up_to_half_a_grid_step_for_each_site(weighted):
     shares = shares_of(weighted)
@@ -88,7 +86,6 @@ def test_the_sum_is_the_exact_one_up_to_half_a_grid_step_for_each_site(weighted)
             assert abs(int(sums[name][at]) * GRID - exact) <= bound
 
 
-@settings(deadline=None)
 @given(sites(bound=2.0**-7), st.integers(0, 5))
 def test_the_mean_over_those_present_is_the_fractions_mean(weighted, absent):
     shares = shares_of(weighted)
@@ -106,14 +103,12 @@ def test_the_mean_over_those_present_is_the_fractions_mean(weighted, absent):
 
 
 # From 2^-13 on a float32 lies on the grid of 2^-36, so one site's mean is its update, bit by bit.
-@settings(deadline=None)
 @given(arrays(np.float32, 5, elements=st.floats(2.0**-13, 2.0**20, width=32)))
 def test_the_mean_of_one_site_is_its_update(update):
     update[::2] *= -1
     assert raw(mean_of([{"a": update}], [1.0])) == {"a": update.tobytes()}
 
 
-@settings(deadline=None)
 @given(updates_of(1.0), st.lists(st.integers(1, 5000), min_size=1, max_size=50))
 def test_identical_updates_have_themselves_as_mean(update, weights):
     weighted = [(update, weight) for weight in weights]

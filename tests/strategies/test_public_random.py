@@ -55,7 +55,7 @@ def scalar_orthonormal(seed, name, rank, width):
 seeds, names = st.integers(0, 2**53 - 1), st.text(max_size=10).filter(str.isprintable)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(seeds, names, st.integers(1, 5), st.integers(0, 6))
 def test_each_value_follows_the_scalar_algorithm_to_the_last_bit(seed, name, rank, more):
     found = orthonormal_rows(seed, name, (rank, rank + more))
@@ -66,7 +66,7 @@ def test_each_value_follows_the_scalar_algorithm_to_the_last_bit(seed, name, ran
     assert flat == pytest.approx(expected, rel=1e-6)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seeds, names, st.integers(1, 12), st.integers(0, 60))
 def test_the_rows_are_orthonormal(seed, name, rank, more):
     A = orthonormal_rows(seed, name, (rank, rank + more))

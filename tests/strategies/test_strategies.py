@@ -180,7 +180,7 @@ def test_fedavg_is_off_by_the_cross_covariance_of_the_factors(n):
 
 # Identity 5, and the facts: a strategy is exact if and only if the products agree.
 @every_strategy
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**32), weights=st.lists(st.integers(1, 900), min_size=2, max_size=6))
 def test_a_strategy_is_exact_if_and_only_if_its_facts_say_so(strategy, seed, weights):
     state = strategy.init(first_adapter())
