@@ -214,7 +214,7 @@ def test_the_noise_of_two_releases_differs(study):
     ("patients", "noise", "is_suppressed"),
     [(3, (3, 3, 1), False), (3, (3, 3, 0), True), (60, (-30, -21, 0), True), (0, (0, 0, 0), True)],
 )
-def test_counts_are_kept_back_by_the_noised_number_alone(
+def test_eg_4_counts_are_kept_back_by_the_noised_number_alone(
     study, fixed_noise, patients, noise, is_suppressed
 ):
     fixed_noise(*noise)

@@ -79,7 +79,7 @@ def test_normals_are_independent_of_those_before(lag):
     assert abs(((z[lag:] ** 2 - 1) * (z[:-lag] ** 2 - 1)).sum()) < 2 * limit
 
 
-def test_no_normals_come_twice(pairs):
+def test_pb_8_no_normals_come_twice(pairs):
     """By chance two of 4.2 million doubles are equal with less than 1e-3, thrice with 1e-9."""
     assert len(np.unique(pairs)) > pairs.size - 3
 

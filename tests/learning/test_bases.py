@@ -117,7 +117,7 @@ def test_a_folder_is_used_where_it_lies(tiny_folder):
 @pytest.mark.parametrize(
     "name", ["pytorch_model.bin", "modeling.py", "a/b.PKL", "x.pt", "x.ckpt", "x.npz", "x.h5"]
 )
-def test_a_pickle_or_code_in_the_folder_is_refused_by_name(tiny_folder, name):
+def test_code_7_a_pickle_or_code_in_the_folder_is_refused_by_name(tiny_folder, name):
     (tiny_folder / name).parent.mkdir(exist_ok=True)
     (tiny_folder / name).write_bytes(b"")
     with pytest.raises(ConfigError, match=f"{name} in .* may run code"):

@@ -78,7 +78,7 @@ def test_epsilon_is_under_the_renyi_bound_and_not_far_under(sigma, q, steps, del
 
 
 @pytest.mark.parametrize(("sigma", "q", "steps", "delta"), [row[:4] for row in TABLE])
-def test_opacus_prv_agrees(sigma, q, steps, delta):
+def test_pb_6_opacus_prv_agrees(sigma, q, steps, delta):
     upper = prv([(sigma, q, steps)], delta)
     assert cost(sigma, q, steps, delta) == pytest.approx(upper - 0.01, abs=5e-4)
 

@@ -87,7 +87,7 @@ SENTENCES = [
 
 
 @pytest.mark.parametrize("event", EVENTS)
-def test_no_sentence_of_a_record_fits_into_any_fact(event):
+def test_au_4_no_sentence_of_a_record_fits_into_any_fact(event):
     """AU-4: what a careless caller passes is refused, and not repeated in the message."""
     for fact in set(EVENTS[event]) - NAMES:
         for text in SENTENCES:

@@ -136,7 +136,7 @@ def test_an_empty_ledger_has_spent_nothing():
     assert (found.metrics_epsilon, found.metrics_left, found.studies) == (0, 1, ())
 
 
-def test_a_reservation_over_the_cap_is_refused_with_all_numbers_and_what_would_fit():
+def test_pb_2_and_pb_7_two_studies_that_pass_the_cap_together_are_refused_with_all_numbers():
     book = Book()
     book.reserve(S, 4)
     book.charge(1)
@@ -352,6 +352,12 @@ def test_the_same_cap_again_writes_nothing(book):
 def test_what_is_out_of_range_is_no_entry(make):
     with pytest.raises(PrivacyError):
         make()
+
+
+@pytest.mark.parametrize("noise", [0.0, -1.0, float("inf"), float("nan"), 0.09])
+def test_pb_4_no_spend_is_noiseless_negative_or_infinite(noise):
+    with pytest.raises(PrivacyError, match="noise_multiplier"):
+        Spend(noise_multiplier=noise, sampling_rate=0.2, steps=4)
 
 
 @pytest.mark.parametrize("round", [True, 2.5, "3"])

@@ -48,11 +48,17 @@ def test_a_good_update_comes_back_as_it_was_sent():
         ({"seen": {"north"}}, "duplicate"),
         ({"shapes": {"x.lora_B": (3,)}}, "malformed"),
         ({"shapes": {}}, "malformed"),
-        ({"max_norm": 1.03}, "norm_too_large"),  # it is the root of 1.0625, 1.0308
     ],
 )
 def test_each_fault_has_its_code(changes, code):
     assert checked(**changes) == code
+
+
+@pytest.mark.parametrize(("most", "code"), [(1.03, "norm_too_large"), (1.031, None)])
+def test_up_2_an_update_over_the_study_s_norm_is_refused(most, code):
+    """Its norm is the root of 1.0625, 1.0308."""
+    found = checked(max_norm=most)
+    assert found == code if code else isinstance(found, Message)
 
 
 def test_with_all_faults_the_outermost_is_told_first():
