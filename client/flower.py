@@ -9,6 +9,7 @@ it; both are checked elsewhere.
 """
 
 import contextlib
+import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -37,8 +38,8 @@ from flwr.proto.node_pb2 import Node
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
+    get_object_head_values_from_object_content,
     get_object_tree,
-    iterate_object_tree,
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import (
@@ -114,11 +115,7 @@ class Fleet:
             return None
         head, tree = message_from_proto(response.messages_list[0]), response.message_object_trees[0]
         run = head.metadata.run_id
-        names = [part.object_id for part in iterate_object_tree(tree)]
-        if len(names) > MAX_OBJECTS:
-            raise FleetError(
-                "malformed", f"message has {len(names)} parts, at most {MAX_OBJECTS} are allowed"
-            )
+        parts: dict[str, bytes] = {}
 
         def pull(name: str) -> bytes:
             request = PullObjectRequest(node=self._node, run_id=run, object_id=name)
@@ -127,14 +124,26 @@ class Fleet:
                 raise ObjectPullError(name, "not found")
             if not found.object_available:
                 raise ObjectUnavailableError(name)
-            return bytes(found.object_content)
+            content = bytes(found.object_content)
+            if hashlib.sha256(content).hexdigest() != name:
+                raise ValueError("a part is another than was named")
+            return content
 
         try:
-            parts = pull_objects(names, pull, initial_backoff=0.02, backoff_cap=1.0)
+            level = [tree.object_id]
+            while level:  # each part names its own; SuperLink keeps whatever tree came first
+                if len(parts) + len(level) > MAX_OBJECTS:
+                    raise ValueError(f"message has over {MAX_OBJECTS} parts")
+                parts |= pull_objects(level, pull, initial_backoff=0.02, backoff_cap=1.0)
+                heads = [get_object_head_values_from_object_content(parts[one]) for one in level]
+                named = dict.fromkeys(child for _, children, _ in heads for child in children)
+                level = [one for one in named if one not in parts]
             whole: Any = inflate_object_from_contents(tree.object_id, parts)
+        except FleetError:
+            raise
         except ObjectPullError as error:
             raise FleetError("lost", "a part of a message is gone") from error
-        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        except Exception as error:  # Flower's parsers raise anything
             raise FleetError("malformed", "message is not one of Flower's") from error
         _call(
             self._client.ConfirmMessageReceived,

@@ -13,6 +13,9 @@ import sys
 import urllib.request
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from tests.federation.conftest import SITES, study_text
 
 from huizhen.simulations.live import Live, environment
@@ -62,24 +65,49 @@ if FOLDER and "site" in sys.orig_argv:
 
 def spellings(text):
     """Return the bytes by which a string may show in a file."""
-    found = set()
+    found = {json.dumps(text)[1:-1].encode()}  # with escapes
     for codec in ("utf-8", "gbk", "utf-16-le", "utf-16-be"):
-        raw = text.encode(codec)
-        found |= {raw, raw.hex().encode(), raw.hex().upper().encode()}
-        for shift in range(3):  # base64 of anything that has it at this place
-            whole = base64.b64encode(b"\0" * shift + raw)
-            end = len(whole) - (4 if (shift + len(raw)) % 3 else 0)  # what follows changes the rest
-            found.add(whole[(shift * 8 + 5) // 6 : end])
-    found.add(json.dumps(text)[1:-1].encode())  # with escapes
+        found |= writings(text.encode(codec))
     return {one for one in found if len(one) >= 8}
+
+
+def writings(raw):
+    """Return bytes as they are, in hex and in base64."""
+    found = {raw, raw.hex().encode(), raw.hex().upper().encode()}
+    for shift in range(3):  # base64 of anything that has it at this place
+        whole = base64.b64encode(b"\0" * shift + raw)
+        end = len(whole) - (4 if (shift + len(raw)) % 3 else 0)  # what follows changes the rest
+        found.add(whole[(shift * 8 + 5) // 6 : end])
+    return found
+
+
+def private_keys(folder):
+    """Return the secret numbers of all keys under a folder, and Flower's secret."""
+    found = []
+    for place in folder.rglob("keys/*"):
+        data = place.read_bytes()
+        if not data.startswith(b"-----BEGIN"):
+            found.append(data)
+            continue
+        key = load_pem_private_key(data, None)
+        if isinstance(key, Ed25519PrivateKey):
+            found.append(key.private_bytes_raw())
+        elif isinstance(key, EllipticCurvePrivateKey):
+            numbers = key.private_numbers()
+            found.append(numbers.private_value.to_bytes((key.key_size + 7) // 8, "big"))
+    return found
 
 
 def find(folder, texts=TEXTS):
     """Return the files under a folder that hold one of the strings, and how many were read."""
-    wanted = {one for text in texts for one in spellings(text)}
+    return search(folder, {one for text in texts for one in spellings(text)})
+
+
+def search(folder, wanted, *, leave=()):
+    """Return the files under a folder that hold one of the byte strings, and how many were read."""
     hits, count = [], 0
     for place in sorted(folder.rglob("*")):
-        if not place.is_file() or place.is_symlink():
+        if not place.is_file() or place.is_symlink() or place.parent.name in leave:
             continue
         count += 1
         data = str(place).encode() + b"\0" + place.read_bytes()
@@ -160,6 +188,17 @@ def test_eg_2_no_canary_is_in_any_byte_that_was_sent_logged_stored_or_exported(s
     hits, count = find(folder)
     assert hits == []
     assert count > 100  # and that was not because nothing was there
+
+
+def test_id_6_no_private_key_is_in_any_byte_outside_of_its_folder(searched):
+    folder, _ = searched
+    keys = private_keys(folder)
+    assert len(keys) >= 3 * 3 + 4  # three at a site; identity, board, authority, server, Flower's
+    wanted = {one for key in keys for one in writings(key)}
+    hits, count = search(folder, wanted, leave={"keys"})
+    assert hits == []
+    assert count > 100
+    assert len(search(folder, wanted)[0]) >= 1  # it finds Flower's secret where it lies
 
 
 def test_eg_3_the_site_that_could_not_train_said_a_code(searched):

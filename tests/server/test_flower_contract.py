@@ -358,6 +358,29 @@ def test_up_4_who_withholds_one_part_does_not_pile_up_the_rest(run, node):
     assert pull(run, name, max_bytes=MIB) == flower.NoReply("too_large")
 
 
+def test_a_member_s_false_tree_spoils_no_announcement(link, run, node):
+    """SuperLink keeps the first tree that names a part: here one without the adapter's chunks."""
+    payload = os.urandom(MIB)
+    _, request = ask(run, node, payload=payload)
+    content: Any = flower.pack(b"d", payload)
+    array = content["payload"]["payload"].object_id
+    reply = Message(site_flower.pack(b"d", b"p"), reply_to=request._message)
+    reply.metadata.__dict__["_message_id"] = reply.object_id
+    tree = ObjectTree(object_id=reply.object_id, children=[ObjectTree(object_id=array)])
+    node._client.PushMessages(
+        PushMessagesRequest(
+            node=node._node,
+            messages_list=[message_to_proto(remove_content_from_message(reply))],
+            message_object_trees=[tree],
+            clientapp_runtime_list=[0.0],
+        )
+    )
+    link.admit("asked later")
+    with link.connect("asked later") as later:
+        run.push([later.node], b"d", payload, seconds=60)
+        assert receive(later).payload == payload
+
+
 def odd(**records):
     return RecordDict(records)
 
