@@ -11,7 +11,6 @@ import json
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ class Coming:
         """
         self.message, self._root = message, root
         self.missing = list(dict.fromkeys(parts))
-        self.since, self.begun = time.monotonic(), datetime.now(UTC)
+        self.since = time.monotonic()
         self.size = 0
         # bytes of the parts that have come
         self._at: dict[str, tuple[int, int]] = {}

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 
 from huizhen.protocol.documents import PublicKey, public_of
 from huizhen.protocol.errors import AggregationError, ConfigError, DamagedError, ProtocolError
@@ -30,8 +30,8 @@ POLL_SECONDS = 0.05
 IDLE_POLL_SECONDS = 0.5
 LEASE_SECONDS = 30.0
 _LOOK_SECONDS = 1.0
-_BROKEN_SECONDS = 3.0
-# after which it is looked up whether an answer's sender was started anew
+_RESTART_SECONDS = 3.0
+# after which it is looked up, now and then, whether a site was started anew
 _ABSENT_SECONDS = 60.0
 # offline so long, a site does not hold a round that has its quorum
 FIRST_PAUSE_SECONDS = 1.0
@@ -45,12 +45,19 @@ _TROUBLES = (ProtocolError, ConfigError, AggregationError, DamagedError, ValueEr
 logger = logging.getLogger(__name__)
 
 
+_NEVER = datetime.min.replace(tzinfo=UTC)
+
+
 @dataclass(slots=True)
 class _Asked:
     """What a site was asked in this attempt."""
 
     message: str | None = None
     # Flower's name of the message that it has not answered
+    at: float = 0.0
+    # when it was asked, on the monotonic clock
+    since: datetime = _NEVER
+    # and on SuperLink's, which is this machine's
     again: float = 0.0
     # not before this moment, on the monotonic clock
     pause: float = FIRST_PAUSE_SECONDS
@@ -114,7 +121,7 @@ class Conductor:
         # Flower's number of each active member, by site
         self._seen: dict[str, float] = {}
         # when each was online last, on the monotonic clock; from the first look at the latest
-        self._late_again = 0.0
+        self._late_again = self._anew_again = 0.0
         self._admitted = 0
         # the version of the membership whose nodes the SuperLink admits
 
@@ -176,7 +183,7 @@ class Conductor:
         for site, node in self._nodes.items():
             if node in self._online or site not in self._seen:
                 self._seen[site] = self._looked
-        self._give_up_broken(run, control)
+        self._ask_anew(control)
         store, now = self._parts.store, self._parts.clock()
         held = set()
         for stored in store.studies.studies():
@@ -332,7 +339,8 @@ class Conductor:
             seconds=left + _MARGIN_SECONDS,
         )
         for node, name in names.items():
-            work.asked[due[node]].message = name
+            asked = work.asked[due[node]]
+            asked.message, asked.at, asked.since = name, now, datetime.now(UTC)
 
     def _collect(self, work: _Work, run: Run) -> None:
         answer: Reply | NoReply | None = None
@@ -364,22 +372,28 @@ class Conductor:
             if isinstance(answer, Reply):
                 work.round.receive(site, answer.document, answer.payload)
 
-    def _give_up_broken(self, run: Run, control: Control) -> None:
-        """Ask again who began to answer and then came anew: nobody sends what is missing.
+    def _ask_anew(self, control: Control) -> None:
+        """Ask again whose process has started since: it knows nothing of what the last one did.
 
-        A process that is killed, or loses its line, while it sends an answer has announced it.
+        One that is killed, or loses its line, leaves a message unanswered or half an answer at
+        SuperLink, and Flower tells nobody.
         """
-        begun = run.unfinished(seconds=_BROKEN_SECONDS)
-        if not begun:
+        now = time.monotonic()
+        waiting = [
+            (work, site, asked)
+            for work in self._works.values()
+            for site, asked in work.asked.items()
+            if asked.message and now - asked.at > _RESTART_SECONDS
+        ]
+        if not waiting or now < self._anew_again:
             return
+        self._anew_again = now + _RESTART_SECONDS
         came = control.activations()
-        for work in self._works.values():
-            for site, asked in work.asked.items():
-                since = begun.get(asked.message or "")
-                if since is not None and came.get(self._nodes.get(site, 0), since) > since:
-                    logger.info("half an answer is given up: site=%s", site)
-                    run.forget(str(asked.message))
-                    asked.message = None
+        for work, site, asked in waiting:
+            if came.get(self._nodes.get(site, 0), asked.since) > asked.since:
+                logger.info("site was started anew and is asked again: site=%s", site)
+                work.earlier.append((site, str(asked.message)))
+                asked.message = None
 
     def _collect_late(self, run: Run) -> None:
         """Tell sites that were too late that they were: nothing is dropped in silence."""

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -186,11 +185,6 @@ class Run:
         except Exception:  # noqa: BLE001 - a stranger's bytes in Flower's parsers raise anything
             answer = NoReply("malformed")
         return self._done(name, coming, answer)
-
-    def unfinished(self, *, seconds: float) -> dict[str, datetime]:
-        """Return which answers have missed parts for so long, and when each began to come."""
-        now = time.monotonic()
-        return {n: one.begun for n, one in self._coming.items() if now - one.since > seconds}
 
     def forget(self, name: str) -> None:
         """Have SuperLink let go of a message, and of what has come of its answer."""

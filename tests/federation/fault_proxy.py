@@ -3,13 +3,14 @@
 import contextlib
 import socket
 import threading
+import time
 
 
 class FaultProxy:
     """Forwards to a port until it is told not to."""
 
     def __init__(self, target):
-        self._target, self._is_cut = target, False
+        self._target, self._is_cut, self._delay = target, False, 0.0
         self._lines, self._lock = set(), threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -62,6 +63,7 @@ class FaultProxy:
     def _pump(self, source, sink):
         with contextlib.suppress(OSError):
             while data := source.recv(65_536):
+                time.sleep(self._delay)
                 sink.sendall(data)
         shut(source)
         shut(sink)
@@ -70,10 +72,16 @@ class FaultProxy:
 class ConnectProxy(FaultProxy):
     """Opens a line to where CONNECT says (RFC 9110, 9.3.6); it alone knows the names."""
 
-    def __init__(self, names):
-        """Use the addresses of names; every other one is unknown."""
+    def __init__(self, names, *, delay=0.0):
+        """Use the addresses of names; every other one is unknown.
+
+        Args:
+            names: address of each.
+            delay: seconds by which a line holds back whatever it carries, as a far one does.
+        """
         self._names, self.asked = names, set()
         super().__init__(None)
+        self._delay = delay
 
     def _far(self, near):
         near.settimeout(10)

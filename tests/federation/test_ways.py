@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import re
 import signal
+from pathlib import Path
 
 import pytest
 from tests.federation.conftest import SITES, records, study_text
@@ -30,9 +32,23 @@ def started(folder, home, *, network=None, **options):
         yield live
 
 
+def listening(process):
+    """Return the sockets on which a process waits for connections, by inode."""
+    held = set()
+    for descriptor in Path(f"/proc/{process}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            held |= set(re.findall(r"socket:\[(\d+)\]", str(descriptor.readlink())))
+    lines = [
+        line.split()
+        for name in ("tcp", "tcp6")
+        for line in Path(f"/proc/{process}/net/{name}").read_text("ascii").splitlines()[1:]
+    ]
+    return {line[9] for line in lines if line[3] == "0A" and line[9] in held}
+
+
 def test_everything_goes_through_the_proxy_in_small_chunks(tmp_path, home):
     """Enrolment, the alliance service and Flower; the sites have no other way to this name."""
-    with ConnectProxy({HOST: "127.0.0.1"}) as proxy:
+    with ConnectProxy({HOST: "127.0.0.1"}, delay=0.02) as proxy:
         network = {
             'proxy = "" ': f'proxy = "http://127.0.0.1:{proxy.port}" ',
             "chunk_kib = 5120 ": "chunk_kib = 64 ",
@@ -41,6 +57,8 @@ def test_everything_goes_through_the_proxy_in_small_chunks(tmp_path, home):
             chain = finish(live, live.offer(study_text("proxy", rounds=2)))
             assert all(len(one.counted) == 3 for one in chain)
             assert proxy.asked == set(live.addresses_given.values())
+            assert listening(live.pid("North")) == set()  # a firewall need let nothing in
+            assert listening(live.pid("coordinator"))  # whose ports are found this way
             found = live.site("North", "doctor")
             assert {"proxy", "tls fleet", "tls service"} <= {
                 one["name"] for one in found["findings"] if one["state"] == "ok"

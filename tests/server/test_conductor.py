@@ -21,7 +21,6 @@ from huizhen.server.conductor import Conductor
 from huizhen.server.flower import NoReply, Reply
 
 NODES = {site: number for number, site in enumerate(sorted(SIZES), 1)}
-BEGIN = datetime(2026, 3, 1, tzinfo=UTC)
 
 
 class FakeFlower:
@@ -31,7 +30,6 @@ class FakeFlower:
         self.here = set(NODES.values())
         self.asked: list[tuple[int, str]] = []
         self.answers: dict[str, Any] = {}
-        self.half: dict[str, datetime] = {}
         self.forgotten: list[str] = []
         self.came: dict[int, datetime] = {}
         self._names = itertools.count()
@@ -47,11 +45,7 @@ class FakeFlower:
     def pull(self, name, *, max_bytes):
         return self.answers.pop(name, None)
 
-    def unfinished(self, *, seconds):
-        return self.half
-
     def forget(self, name):
-        self.half.pop(name, None)
         self.forgotten.append(name)
 
     def admit(self, key):
@@ -267,18 +261,21 @@ def test_without_a_quorum_the_round_is_announced_again_and_keeps_what_it_has(pla
     assert (record.attempt, len(record.counted)) == (2, 3)
 
 
-def test_half_an_answer_is_given_up_only_when_its_sender_came_anew(play):
+def test_a_site_that_was_started_anew_is_asked_again_and_no_other(play):
     play.step()
-    name = play.flower.last("South")
-    play.flower.half[name] = BEGIN
-    play.flower.came = {NODES["South"]: BEGIN - timedelta(seconds=9)}
+    play.flower.came = {node: datetime.now(UTC) - timedelta(seconds=9) for node in NODES.values()}
     play.step(5)
     assert play.flower.times("South") == 1
-    play.flower.came[NODES["South"]] = BEGIN + timedelta(seconds=9)
+    first = play.flower.last("South")
+    play.flower.came[NODES["South"]] = datetime.now(UTC)
     play.step(5)
-    assert play.flower.half == {}
     assert play.flower.times("South") == 2
     assert play.flower.times("North") == 1
+    play.flower.answers[first] = Reply(*LyingSite("South").honest(play.round))
+    play.step()
+    assert play.round.counted == ("South",)  # the first message counts as well
+    play.step(5)
+    assert play.flower.times("South") == 2
 
 
 def test_a_site_that_withdraws_is_not_asked_again(play):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -263,18 +264,17 @@ def test_an_answer_that_never_comes_holds_nobody_up(link, run, node):
         assert run.pull(name, max_bytes=MIB) is None
 
 
-def test_whose_sender_was_started_anew_is_known_and_it_is_asked_again(link, run, node):
+def test_when_a_node_s_process_connected_is_known(link, run, node):
     """A process that is killed while it sends leaves an answer that is never whole."""
     name, request = ask(run, node)
+    asked = datetime.now(UTC)
     announce_reply(node, request, site_flower.pack(b"d", b"never sent"))
     assert run.pull(name, max_bytes=MIB) is None
-    assert run.unfinished(seconds=60) == {}
-    [begun] = [when for one, when in run.unfinished(seconds=0).items() if one == name]
-    assert link.control.activations()[node.node] < begun
-    with link.connect(next(one for one in link.keys if "started_anew" in one), last_node=node.node):
-        assert link.control.activations()[node.node] > begun
+    assert link.control.activations()[node.node] < asked
+    own = next(one for one in link.keys if "process_connected" in one)
+    with link.connect(own, last_node=node.node):
+        assert link.control.activations()[node.node] > asked
         run.forget(name)
-        assert name not in run.unfinished(seconds=0)
         again, request = ask(run, node)
         node.reply(request, b"whole", b"p")
         assert pull(run, again) == flower.Reply(b"whole", b"p")
