@@ -271,6 +271,8 @@ class OpenRound:
             said = _read(document, self.trust.keys(site))
         except ProtocolError:
             return
+        if self._payloads.get(site) == digest_of(payload):
+            return  # asked twice, answered twice: it counts, and was told so
         if isinstance(said, Update) and self._check(site, said, payload) is None:
             self._refuse(site, "late", payload)
 

@@ -179,7 +179,8 @@ def searched(tmp_path_factory, home):
                 "--out", str(printed / f"{site}.json"),
             )  # fmt: skip
         with live.store() as store:
-            codes = {one.code for n in (1, 2, 3) for one in store.updates.refusals(study, n)}
+            refusals = [one for n in (1, 2, 3) for one in store.updates.refusals(study, n)]
+            codes = {one.code for one in refusals if one.site == "East"}
     return folder, codes
 
 

@@ -15,7 +15,7 @@ from tests.federation.lying_federation import (
 )
 
 from huizhen.protocol.errors import ConfigError
-from huizhen.protocol.statements import Approval, Record, Withdrawal, digest_of, stamp
+from huizhen.protocol.statements import Approval, Receipt, Record, Withdrawal, digest_of, stamp
 from huizhen.server import conductor as conducting
 from huizhen.server.conductor import Conductor
 from huizhen.server.flower import NoReply, Reply
@@ -244,6 +244,23 @@ def test_a_late_answer_is_told_that_it_was_late(play):
     )
     assert receipt is not None
     assert play.alliance.events().count("update_refused") == 1
+
+
+def test_a_second_answer_with_the_bytes_that_count_is_not_told_that_it_was_late(play):
+    play.step()
+    first = play.flower.last("South")
+    play.step(302)
+    play.step()
+    reply = Reply(*LyingSite("South").honest(play.round))
+    play.answer(*SIZES)
+    play.step()
+    assert len(play.records()) == 1
+    play.flower.answers[first] = reply
+    play.step(2)
+    updates = play.alliance.parts.store.updates
+    assert updates.refusals(play.offer.digest, 1) == ()
+    receipt = updates.receipt(play.offer.digest, 1, "South", digest_of(reply.payload))
+    assert Receipt.read(receipt.document, play.alliance.trust.coordinator).code is None
 
 
 def test_without_a_quorum_the_round_is_announced_again_and_keeps_what_it_has(play):
