@@ -250,16 +250,7 @@ class OpenRound:
             StorageError: it cannot be kept.
         """
         self._codes[site] = code
-        self._parts.audit.append(
-            "update_refused",
-            study=self.digest,
-            round=self.round,
-            attempt=self.attempt,
-            site=site,
-            payload=None,
-            code=code,
-        )
-        self._keep_refusal(site, code, None)
+        self._log_refusal(site, code, None)
 
     def receive_late(self, site: str, document: bytes, payload: bytes) -> None:
         """Tell a site that its answer came after the round was closed.
@@ -393,6 +384,11 @@ class OpenRound:
         digest = digest_of(payload)
         if is_known:
             self._codes[site] = code
+        self._log_refusal(site, code, digest)
+        self._receipt(site, digest, code)
+        return code
+
+    def _log_refusal(self, site: str, code: str, digest: str | None) -> None:
         self._parts.audit.append(
             "update_refused",
             study=self.digest,
@@ -403,8 +399,6 @@ class OpenRound:
             code=code,
         )
         self._keep_refusal(site, code, digest)
-        self._receipt(site, digest, code)
-        return code
 
     def _keep_refusal(self, site: str, code: str, digest: str | None) -> None:
         self._parts.store.updates.add_refusal(

@@ -193,3 +193,22 @@ def asked(opened, making):
     """A store whose open study has asked for updates of its first round."""
     opened.rounds.open_attempt(making.attempt())
     return opened
+
+
+@pytest.fixture
+def clock():
+    """A clock that stands until a test moves it."""
+    from tests.server.test_registry import Clock
+
+    return Clock()
+
+
+@pytest.fixture
+def desk(tmp_path, clock):
+    """The desk of an alliance that three sites have joined."""
+    from tests.server.test_studies import founded, join
+
+    with founded(tmp_path / "coordinator", clock) as desk:
+        desk.registry.found()
+        join(desk, clock)
+        yield desk

@@ -6,8 +6,7 @@ import pytest
 from sqlalchemy import delete, text, update
 from tests.federation.lying_federation import FIRST, SIZES, LyingSite, make_study
 from tests.server.test_open_round import counts as metric_counts
-from tests.server.test_registry import Clock
-from tests.server.test_studies import ENDS, founded, join
+from tests.server.test_studies import ENDS
 
 from huizhen.cli.main import main
 from huizhen.protocol.statements import Record
@@ -15,19 +14,6 @@ from huizhen.server.open_round import OpenRound
 from huizhen.server.recompute import recompute
 from huizhen.server.studies import change, find, offer
 from huizhen.server.tables import counted, records, updates
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-@pytest.fixture
-def desk(tmp_path, clock):
-    with founded(tmp_path / "coordinator", clock) as desk:
-        desk.registry.found()
-        join(desk, clock)
-        yield desk
 
 
 @pytest.fixture

@@ -6,28 +6,13 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.federation.lying_federation import FIRST, LIES, SIZES, LyingSite, make_study
-from tests.server.test_registry import Clock
-from tests.server.test_studies import ENDS, founded, join
+from tests.server.test_studies import ENDS
 
 from huizhen.protocol.errors import StorageError
 from huizhen.protocol.statements import stamp
 from huizhen.server.open_round import OpenRound
 from huizhen.server.status import make_status
 from huizhen.server.studies import change, find, offer
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-@pytest.fixture
-def desk(tmp_path, clock):
-    with founded(tmp_path / "coordinator", clock) as desk:
-        desk.registry.found()
-        join(desk, clock)
-        yield desk
-
 
 PARTS = {"superlink": True, "rounds": True, "edge": True}
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 from tests.federation.lying_federation import ALLIANCE, FIRST, KEYS, NOW, make_study, private
-from tests.server.test_registry import Clock, Hospital
+from tests.server.test_registry import Hospital
 
 from huizhen.protocol.documents import countersign, public_of
 from huizhen.protocol.errors import ConfigError, ProtocolError, StorageError
@@ -18,11 +18,6 @@ from huizhen.server.studies import accept, change, find, offer, offered, sweep
 from huizhen.storage.files import write_whole
 
 ENDS = NOW + timedelta(days=90)
-
-
-@pytest.fixture
-def clock():
-    return Clock()
 
 
 def founded(folder, clock, board=(), threshold=1):
@@ -40,14 +35,6 @@ def join(desk, clock):
     for number, site in enumerate(KEYS, 11):
         token = desk.registry.invite(site, desk.settings.public, days=1).token
         desk.registry.enrol(Hospital(site, number, clock).enrolment(token), token)
-
-
-@pytest.fixture
-def desk(tmp_path, clock):
-    with founded(tmp_path / "c", clock) as desk:
-        desk.registry.found()
-        join(desk, clock)
-        yield desk
 
 
 def age(desk):
