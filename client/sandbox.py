@@ -143,8 +143,9 @@ def _bubblewrap(readable: Iterable[Path]) -> list[str]:
 
     The order counts: mounts cover what was there, and are made read-only after the last one. A
     process of root writes kernel settings in /proc without any capability, so /proc is too.
+    Without ``--new-session``: who starts it does so in a session of its own, and kills that whole.
     """
-    line = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    line = ["bwrap", "--unshare-all", "--die-with-parent", "--cap-drop", "ALL"]
     line += ["--tmpfs", "/tmp", "--proc", "/proc", "--dev", "/dev"]  # noqa: S108  # in memory
     for place in (*_SYSTEM, *map(str, readable)):
         line += ["--ro-bind-try", place, place]

@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, cast
@@ -11,6 +13,7 @@ from typing import IO, cast
 from huizhen.client.trainer import Code, TrainerError
 
 MAX_LOG_BYTES = 1 << 20  # of one life; the log of the life before is kept beside it
+_LOOK_SECONDS = 0.01  # between two looks whether one that says nothing more has ended
 
 
 class WorkerProcess:
@@ -42,6 +45,8 @@ class WorkerProcess:
         self._line, self._variables, self._log = line, variables, log
         self._process: subprocess.Popen[bytes] | None = None
         self._error: OSError | None = None
+        self._reaping = threading.Lock()  # held where the process's number is used or given back
+        self._is_reaped = False
         self._started, self.ended = threading.Event(), threading.Event()
         threading.Thread(target=self._keep, name="worker-keeper", daemon=True).start()
         self._started.wait()
@@ -54,9 +59,15 @@ class WorkerProcess:
         return 0 if self._process is None else self._process.pid
 
     def kill(self) -> None:
-        """Kill it, from any thread; nothing happens if it is dead."""
-        if self._process is not None:
-            self._process.kill()
+        """Kill it and all that it started, from any thread; nothing happens if it is dead.
+
+        Its group and not it alone: the walls are processes of their own, and what is behind them
+        ends with them only from some point of their start on. One that is left holds the pipes.
+        """
+        with self._reaping:
+            if self._process is not None and not self._is_reaped:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
 
     def _keep(self) -> None:
         try:
@@ -78,11 +89,20 @@ class WorkerProcess:
         self._process = process
         self._started.set()
         self._keep_words(words)
-        process.wait()
+        self._reap(process)
         for pipe in (self.commands, self.answers, words):
             with contextlib.suppress(OSError):  # what was still to be sent has nobody to read it
                 pipe.close()
         self.ended.set()
+
+    def _reap(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait for the end; from then on its number may be another's, and is not killed."""
+        while True:
+            with self._reaping:
+                if process.poll() is not None:
+                    self._is_reaped = True
+                    return
+            time.sleep(_LOOK_SECONDS)
 
     def _keep_words(self, words: IO[bytes]) -> None:
         """Write what the process says into the log, up to a limit, until it ends."""

@@ -170,7 +170,10 @@ class WorkerTrainer:
         """End the process, which has a second to end by itself, and start no other."""
         process = self._process
         if process is not None:
-            with contextlib.suppress(OSError, ValueError):
+            with (
+                contextlib.suppress(OSError, ValueError),
+                _killing_after(2 * _END_SECONDS, process),  # one that hangs reads nothing
+            ):
                 write_frame(process.commands, Frame({"command": "end"}))
                 process.ended.wait(_END_SECONDS)
         self.stop()

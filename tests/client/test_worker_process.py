@@ -5,6 +5,7 @@ The worker here is never told to start, so that no torch is imported.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.client.processes import descendants, wait_until_gone
 
 from huizhen.client.frames import Frame, read_frame, write_frame
 from huizhen.client.sandbox import LEVELS, command, environment, probe, python_folders
@@ -21,33 +23,6 @@ from huizhen.client.worker_process import MAX_LOG_BYTES, WorkerProcess
 FOUND = probe()
 HELD = LEVELS[LEVELS.index(FOUND.level) :]  # test_sandbox.py fails where it is less than it could
 IDLE = [sys.executable, "-m", "huizhen.client.worker"]
-
-
-def descendants(pid):
-    """Return a process and all below it that live."""
-    parents = {}
-    for place in Path("/proc").iterdir():
-        if place.name.isdigit():
-            try:
-                fields = (place / "stat").read_text().rsplit(")", 1)[1].split()
-            except OSError:
-                continue
-            if fields[0] != "Z":
-                parents[int(place.name)] = int(fields[1])
-    found = {pid} & parents.keys()
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found
-
-
-def wait_until_gone(pids, seconds):
-    """Wait until no process of these lives; return whether that came to be."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if not any(descendants(pid) for pid in pids):
-            return True
-        time.sleep(0.01)
-    return False
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -125,6 +100,45 @@ def pipes_written_by(pid):
         if os.readlink(place).startswith("pipe:") and int(flags, 8) & os.O_WRONLY:  # noqa: PTH115
             found.append(os.open(place, os.O_WRONLY))
     return found
+
+
+def test_a_kill_ends_what_the_worker_started_too(tmp_path):
+    """Else a pipe stays open, and who writes to it or reads from it waits for ever."""
+    process = WorkerProcess(["sh", "-c", "sleep 600 & wait"], environment(1), tmp_path / "log")
+    while len(pids := descendants(process.pid)) < 2:
+        time.sleep(0.01)
+    process.kill()
+    assert process.ended.wait(5)
+    assert wait_until_gone(pids, 5)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_worker_dies_at_each_moment_of_its_start(level, tmp_path):
+    """Stopped first: what is behind the walls does nothing then that could end it by itself."""
+    if level not in HELD:
+        pytest.skip(f"this machine gives only the level {FOUND.level!r}: {FOUND.sentence}")
+    line = command(level, IDLE, readable=python_folders())
+    for moment in range(40):
+        process = WorkerProcess(line, environment(1), tmp_path / "worker.log")
+        time.sleep(moment * 0.0003)
+        for pid in descendants(process.pid):
+            os.kill(pid, signal.SIGSTOP)
+        process.kill()
+        assert process.ended.wait(5), f"{moment * 0.3:.1f} ms after its start"
+
+
+def test_one_that_says_no_more_is_alive_until_it_ends_or_is_killed(tmp_path):
+    quiet = ["sh", "-c", "exec 2>&-; read line; exit"]
+    process = WorkerProcess(quiet, environment(1), tmp_path / "log")
+    assert not process.ended.wait(0.2)
+    process.commands.write(b"end\n")
+    process.commands.flush()
+    assert process.ended.wait(5)
+    process.kill()  # nothing is left to kill
+    process = WorkerProcess(quiet, environment(1), tmp_path / "log")
+    time.sleep(0.2)
+    process.kill()
+    assert process.ended.wait(5)
 
 
 def test_a_log_is_bounded_and_the_one_before_is_kept(tmp_path):

@@ -4,6 +4,7 @@ A worker takes seconds to import torch, so that most tests share one; what only 
 not a model, uses one that was never told to start.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.client.processes import descendants, wait_until_gone
 
 from huizhen.client import worker_trainer
 from huizhen.client.frames import CohortRecords, Start
@@ -114,33 +116,6 @@ def announce(tiny_classifier):
         return encode(Message(**terms, tensors=tensors))
 
     return announce
-
-
-def descendants(pid):
-    """Return a process and all below it that live."""
-    parents = {}
-    for place in Path("/proc").iterdir():
-        if place.name.isdigit():
-            try:
-                fields = (place / "stat").read_text().rsplit(")", 1)[1].split()
-            except OSError:
-                continue
-            if fields[0] != "Z":
-                parents[int(place.name)] = int(fields[1])
-    found = {pid} & parents.keys()
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found
-
-
-def wait_until_gone(pids, seconds):
-    """Wait until no process of these lives; return whether that came to be."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if not any(descendants(pid) for pid in pids):
-            return True
-        time.sleep(0.01)
-    return False
 
 
 def test_the_update_has_the_same_bytes_as_one_made_in_this_process_and_the_base_loads_once(
@@ -255,6 +230,22 @@ def test_a_worker_that_hangs_is_killed_and_taken_for_dead(make, study, tmp_path,
             os.kill(pid, signal.SIGSTOP)
         with pytest.raises(TrainerError, match="code crashed"):
             trainer._ask({"command": "start", "start": {}}, b"x" * (1 << 20))  # more than a pipe
+
+
+def test_a_worker_that_hangs_with_a_full_pipe_is_ended_with_its_trainer(make, study, tmp_path):
+    trainer = make(study, tmp_path)
+    trainer._begin()
+    process = trainer._process
+    for pid in descendants(process.pid):
+        os.kill(pid, signal.SIGSTOP)
+    pipe = process.commands.fileno()
+    os.set_blocking(pipe, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(pipe, b"x" * 4096)
+    os.set_blocking(pipe, True)
+    trainer.close()
+    assert process.ended.is_set()
 
 
 def test_a_warm_worker_that_hangs_is_started_again_by_the_next_call(shared, monkeypatch):
