@@ -23,6 +23,7 @@ from huizhen.benchmarks import federation_site
 from huizhen.benchmarks.federation_site import approve, enrol, now
 from huizhen.benchmarks.federation_values import MIB, between, random_tensors, status_bytes
 from huizhen.client.home import Home as SiteHome
+from huizhen.protocol.strategy_terms import StrategyTerms
 from huizhen.protocol.study import Study
 from huizhen.protocol.study_terms import (
     About,
@@ -31,7 +32,6 @@ from huizhen.protocol.study_terms import (
     PrivacyTerms,
     RoundTerms,
     SiteTerms,
-    StrategyTerms,
     TaskTerms,
 )
 from huizhen.server.desk import open_desk

@@ -112,7 +112,7 @@ def accuracy(
             train(round)
             share = sizes[name] / sum(sizes.values())
             total = mean.add(total, difference(model.read(names), state.x), share)
-        state = strategy.step(state, mean.finish(total, 1.0))
+        state = strategy.step(state, mean.finish(total, 1.0), round)
     model.load(state.x)
     hits = [
         float(np.mean(classify(model, centre.test).argmax(axis=1) == centre.test.labels))

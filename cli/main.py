@@ -5,7 +5,7 @@ import os
 import sys
 from importlib.metadata import version
 
-from huizhen.cli import audit, coordinator, demo, models, privacy, simulate, site
+from huizhen.cli import audit, coordinator, demo, models, privacy, simulate, site, strategies
 from huizhen.protocol.errors import HuizhenError
 
 INTERRUPTED = 130
@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"huizhen {version('huizhen')}")
     groups = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (demo, simulate, models, privacy, coordinator, site, audit):
+    for module in (demo, simulate, models, strategies, privacy, coordinator, site, audit):
         module.add_parser(groups)
     return parser
 

@@ -4,10 +4,11 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from huizhen.cli.privacy_audit import add_audit_parser
 from huizhen.cli.privacy_verify import add_verify_parser
+from huizhen.protocol.strategy_terms import Weights
 
 if TYPE_CHECKING:
     from huizhen.protocol.planning import Terms
@@ -78,7 +79,7 @@ def _add_plan(actions: Any) -> None:
         "--parameters", type=int, metavar="N",
         help=f"trained parameters, heads too; default: the experiment's, else {PARAMETERS:,}",
     )  # fmt: skip
-    add("--weights", choices=("equal", "public"), help="of the sites; default: equal")
+    add("--weights", choices=get_args(Weights), help="of the sites; default: equal")
     add("--out", type=Path, metavar="FILE", help="also draw it: .png, .svg or .pdf")
     add("--home", type=Path, metavar="DIR", help="where base models are cached")
     add("--json", action="store_true", help="print JSON for programs")

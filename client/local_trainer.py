@@ -15,9 +15,10 @@ from huizhen.protocol.adapter import Tensors, difference
 from huizhen.protocol.errors import PrivacyError
 from huizhen.protocol.mechanism import Mechanism
 from huizhen.protocol.study import Study
-from huizhen.protocol.wire import Message
+from huizhen.protocol.wire import max_bytes
 from huizhen.strategies.base import Strategy
 from huizhen.strategies.catalogue import make_strategy
+from huizhen.strategies.ranks import cut
 
 
 class LocalTrainer:
@@ -60,16 +61,23 @@ class LocalTrainer:
             if held_out is not None and study.privacy.metrics_epsilon is not None:
                 check_held_out(held_out.patients, examples.patients)
                 self._held_out = held_out
-            model.load(self._adapter)
+            model.load(cut(self._adapter, model.shapes))
             memory = check_model(model, examples, memory_mib)
             self._protection = Protection(Mechanism.of(study).noise_multiplier, memory)
         self._facts = TrainerFacts(
             site=name,
             study=study.digest(),
             shapes=model.shapes,
+            study_shapes=model.study_shapes,
             num_units=len(units(examples, study)),
             has_held_out=self._held_out is not None,
         )
+
+    @property
+    def max_announcement_bytes(self) -> int:
+        """The most that an announcement of this study can have; what was merged grows."""
+        last = self.study.rounds.count + 1
+        return max_bytes(self._strategy.announces(self.model.study_shapes, last))
 
     def ready(self) -> TrainerFacts:
         """Return the facts."""
@@ -81,7 +89,7 @@ class LocalTrainer:
         Raises:
             ProtocolError: the announcement is of another study or round, or not what it must be.
         """
-        message = self._load(announcement, round)
+        before = self._load(announcement, round)
         names = self._strategy.trains(self.model.shapes, round)
         report = train_round(
             self.model,
@@ -92,7 +100,7 @@ class LocalTrainer:
             names=names,
             protection=self._protection,
         )
-        return difference(self.model.read(names), message.tensors), report
+        return difference(self.model.read(names), before), report
 
     def metrics(self, announcement: bytes) -> bytes:
         """Return noised metrics of the final adapter, drawn anew by each call.
@@ -115,14 +123,16 @@ class LocalTrainer:
             training_patients=set(self.examples.patients),
         ).canonical()
 
-    def _load(self, announcement: bytes, round: int) -> Message:
-        """Put an announced adapter into the model."""
+    def _load(self, announcement: bytes, round: int) -> Tensors:
+        """Put an announced adapter into the model; return what of it this site holds."""
         message = read_announcement(
             announcement,
             round,
             study=self.study,
             strategy=self._strategy,
-            shapes=self.model.shapes,
+            shapes=self.model.study_shapes,
         )
-        self.model.load({**self._adapter, **message.tensors})
-        return message
+        whole = self._strategy.whole(self._adapter, message.tensors, round)
+        own = cut(whole, self.model.shapes)
+        self.model.load(own)
+        return own

@@ -229,7 +229,7 @@ class Site:
             round,
             study=self.study,
             strategy=self.strategy,
-            shapes=self._facts.shapes,
+            shapes=self._facts.study_shapes,
         )
 
     def _check_metrics(self, released: bytes) -> None:

@@ -35,7 +35,9 @@ class TrainerFacts:
     study: str
     # the study's digest, SHA-256 in hex
     shapes: Shapes
-    # every tensor of the adapter, trained or not
+    # every tensor of the adapter that this site trains in some round, at its own rank
+    study_shapes: Shapes
+    # the same at the study's rank, as they are announced
     num_units: int
     # units of privacy that are trained on, patients or records: the true number
     has_held_out: bool
@@ -124,14 +126,12 @@ def read_announcement(
         round: 1 is the first; the one after the last has the final adapter.
         study: what was agreed.
         strategy: of the study.
-        shapes: every tensor of the adapter.
+        shapes: every tensor of the adapter, at the study's rank.
 
     Raises:
         ProtocolError: it is of another study or round, or not what it must be.
     """
-    names = strategy.trains(shapes, round)
-    agreed = {name: shape for name, shape in shapes.items() if name in names}
-    message = decode(announcement, shapes=agreed)
+    message = decode(announcement, shapes=strategy.announces(shapes, round))
     if (message.kind, message.study, message.round) != ("adapter", study.digest(), round):
         raise ProtocolError("announcement is of another study or round: nothing was done")
     return message

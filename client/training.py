@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from huizhen.client.examples import Examples
 from huizhen.client.model_checks import Memory
@@ -90,7 +90,7 @@ def _plain(
     site: str,
     round: int,
 ) -> tuple[float, int]:
-    terms = study.rounds
+    terms, start = study.rounds, _copies(parameters, study)
     optimizers = _optimizers(parameters, study, round)
     total, steps = 0.0, 0
     for epoch in range(terms.local_epochs):
@@ -100,6 +100,7 @@ def _plain(
             with model.timed():
                 losses, _ = model.losses(batch)
                 losses.mean().backward()  # type: ignore[no-untyped-call]  # torch's
+            pull(parameters, start, study.strategy.mu)
             for optimizer in optimizers:
                 _limit(optimizer, terms.max_norm)
                 optimizer.step()
@@ -128,7 +129,7 @@ def _private(
         records_per_patient=terms.records_per_patient,
         batch_cap=terms.batch_cap,
     )
-    steps = study.rounds.local_steps
+    steps, start = study.rounds.local_steps, _copies(parameters, study)
     with private_steps(
         model,
         parameters,
@@ -140,10 +141,29 @@ def _private(
     ) as step:
         for _ in range(steps):
             losses.append(step())
+            pull(parameters, start, study.strategy.mu)  # after the noise: it knows no record
             for optimizer in optimizers:
                 optimizer.step()
     seen = [loss for loss in losses if not math.isnan(loss)]
     return (float(np.mean(seen)) if seen else math.nan), len(losses)
+
+
+def _copies(parameters: Mapping[str, nn.Parameter], study: Study) -> dict[str, Tensor]:
+    """Return the announced adapter where the strategy pulls towards it."""
+    if not study.strategy.mu:
+        return {}
+    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+
+@torch.no_grad()
+def pull(
+    parameters: Mapping[str, nn.Parameter], start: Mapping[str, Tensor], mu: float | None
+) -> None:
+    """Add the gradient of FedProx's μ/2·‖θ − θ_t‖² (strategies/fedavg.py); nothing without μ."""
+    if mu:
+        for name, parameter in parameters.items():
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter - start[name], alpha=mu)
 
 
 def units(examples: Examples, study: Study) -> list[np.ndarray[tuple[int], np.dtype[np.intp]]]:

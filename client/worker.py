@@ -48,7 +48,7 @@ from huizhen.protocol.errors import (
 from huizhen.protocol.mechanism import Mechanism
 from huizhen.protocol.strict import build
 from huizhen.protocol.study import Study, parse_study
-from huizhen.protocol.wire import Message, encode, max_bytes
+from huizhen.protocol.wire import Message, encode
 
 if TYPE_CHECKING:
     from huizhen.client.local_trainer import LocalTrainer
@@ -178,7 +178,7 @@ def _model(study: Study, base: Base | None, start: Start) -> "Model":
                 "[base] digests are not those of the base's files, all of them and no others: "
                 "get the base that the study was agreed on"
             )
-        model = make_model(study, base)
+        model = make_model(study, base, site=start.site)
     model.checkpointing = start.checkpointing
     _log.info("loaded base=%s seconds=%.1f", start.base, time.perf_counter() - begin)
     return model
@@ -222,7 +222,7 @@ def _metrics(trainer: "LocalTrainer", frame: Frame) -> Frame:
 
 def _limit(trainer: "LocalTrainer | None") -> int:
     """Return how many bytes the next command's payloads may have."""
-    return MAX_START_BYTES if trainer is None else max_bytes(trainer.ready().shapes)
+    return MAX_START_BYTES if trainer is None else trainer.max_announcement_bytes
 
 
 @contextlib.contextmanager

@@ -15,15 +15,17 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from peft import LoraConfig
 from safetensors.numpy import save
 
 from huizhen.learning.model import AdaptedModel
 from huizhen.learning.tabular import feature_names
 from huizhen.learning.trainable import Model
-from huizhen.protocol.adapter import Tensors, in_order, is_head
+from huizhen.protocol.adapter import Array, Tensors, in_order, is_head
 from huizhen.protocol.errors import ConfigError
 from huizhen.protocol.study import Study
+from huizhen.strategies.base import CORE, MERGED_A, MERGED_B, A, B, modules
 
 Write = Callable[[str, bytes], None]
 
@@ -52,23 +54,24 @@ def _export_lora(
     terms = model.study.adapter
     if terms is None:
         raise ConfigError("study has no [adapter]: add the section")
-    lora = {
-        f"base_model.model.{name}.weight": array
-        for name, array in in_order(tensors).items()
-        if not is_head(name)
-    }
-    modules = sorted({name.rsplit(".", 1)[0] for name in tensors if not is_head(name)})
+    whole = as_one_adapter(tensors)
+    lora = {f"base_model.model.{name}.weight": array for name, array in whole.items()}
+    names = modules(whole)
+    ranks = {name: whole[name + A].shape[0] for name in names}
+    larger = {name: rank for name, rank in ranks.items() if rank != terms.rank}
     config = LoraConfig(
         r=terms.rank,
         lora_alpha=terms.alpha,
-        target_modules=modules,
+        rank_pattern=larger,
+        alpha_pattern={name: terms.alpha / terms.rank * rank for name, rank in larger.items()},
+        target_modules=names,
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM" if model.kind == "instruction" else "FEATURE_EXTRACTION",
         base_model_name_or_path=model.base.name,
         inference_mode=True,
     ).to_dict()
-    config["target_modules"] = modules
+    config["target_modules"] = names
     text = json.dumps(config, indent=1, sort_keys=True, default=str)
     write("adapter_config.json", text.encode())
     write("adapter_model.safetensors", save(lora, metadata={"format": "pt"}))
@@ -78,6 +81,24 @@ def _export_lora(
         labels = {"labels": model.study.task.labels, "texts": model.study.task.label_texts}
         write("labels.json", _json(labels))
     write("README.md", _readme(model, study, promise).encode())
+
+
+def as_one_adapter(x: Tensors) -> dict[str, Array]:
+    """Return the factors of one plain LoRA adapter for all that a strategy has trained and merged.
+
+    With r ranks trained and R merged it has r + R, ΔW the same: [B·core, merged_B] · [A; merged_A].
+    The head is left out.
+    """
+    found: dict[str, Array] = {}
+    for module in modules(x):
+        left, right = x[module + B], x[module + A]
+        if module + CORE in x:
+            left = left @ x[module + CORE]
+        if module + MERGED_B in x:
+            left = np.hstack([left, x[module + MERGED_B]])
+            right = np.vstack([right, x[module + MERGED_A]])
+        found |= {module + A: right, module + B: left}
+    return in_order(found)
 
 
 def _readme(model: AdaptedModel, study: Study, promise: str) -> str:

@@ -1,15 +1,19 @@
 """Putting LoRA into a base model: which layers, which modules, and what cannot be."""
 
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import nn
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
 
+from huizhen.protocol.adapter import Tensors
 from huizhen.protocol.errors import ConfigError
 from huizhen.protocol.study_terms import AdapterTerms
+from huizhen.strategies.base import CORE, MERGED_A, MERGED_B, A, B
 
 
 def layer_list(model: Any) -> Sequence[nn.Module]:
@@ -32,6 +36,13 @@ def first_adapted_layer(terms: AdapterTerms, layers: int) -> int:
     if terms.layers > layers:
         raise ConfigError(f"[adapter] layers is {terms.layers}, the base has {layers}")
     return layers - terms.layers
+
+
+def of_rank(terms: AdapterTerms, rank: int | None) -> AdapterTerms:
+    """Return the terms at another rank and the same scale s = alpha / rank."""
+    if rank is None or rank == terms.rank:
+        return terms
+    return replace(terms, rank=rank, alpha=terms.alpha * rank / terms.rank)
 
 
 def attach(model: Any, terms: AdapterTerms) -> nn.Module:
@@ -110,3 +121,75 @@ def looks_causal(model: Any, tokenizer: Any) -> bool:
     other[0, -1] = ids[0, 0]
     first = [model(input_ids=x).last_hidden_state[0, 0] for x in (ids, other)]
     return bool(torch.allclose(first[0], first[1], atol=1e-5))
+
+
+def lora_layers(adapted: nn.Module) -> dict[str, LoraLinear]:
+    """Return the adapted layers by their modules' names in the protocol."""
+    return {
+        path.removeprefix("base_model.model."): layer
+        for path, layer in adapted.named_modules()
+        if isinstance(layer, LoraLinear)
+    }
+
+
+def add_cores(adapted: nn.Module) -> None:
+    """Put an r × r matrix between the factors of each layer, ΔW = s·B·R·A, as Fed-SB trains it."""
+    for layer in lora_layers(adapted).values():
+        left = layer.lora_B["default"]
+        rank = left.weight.shape[1]
+        core = nn.Linear(rank, rank, bias=False)
+        layer.lora_B["default"] = nn.Sequential(core, left)
+
+
+def lora_parameters(adapted: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the factors, and what lies between them, by their names in the protocol."""
+    found: dict[str, nn.Parameter] = {}
+    for module, layer in lora_layers(adapted).items():
+        found[module + A] = _weight(layer.lora_A["default"])
+        outer = layer.lora_B["default"]
+        if isinstance(outer, nn.Sequential):
+            found[module + CORE], outer = _weight(outer[0]), outer[1]
+        found[module + B] = _weight(outer)
+    return found
+
+
+def _weight(layer: nn.Module) -> nn.Parameter:
+    return cast(nn.Parameter, layer.weight)
+
+
+class Merged:
+    """What a strategy has merged into the base's layers, W = W_0 + s·merged_B·merged_A.
+
+    The base's own weights are kept, so that another adapter can be loaded after this one, in any
+    order, with the same result.
+    """
+
+    def __init__(self, layers: Mapping[str, LoraLinear]) -> None:
+        """Begin with nothing merged."""
+        self._layers = layers
+        self._own: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def load(self, tensors: Tensors) -> None:
+        """Take the merged pairs of those layers whose factors are among the tensors.
+
+        Raises:
+            ConfigError: the base's weights are of fewer bits than what is to be merged.
+        """
+        for module, layer in self._layers.items():
+            if not any(module + end in tensors for end in (A, B, MERGED_B)):
+                continue
+            weight = layer.get_base_layer().weight
+            left, right = tensors.get(module + MERGED_B), tensors.get(module + MERGED_A)
+            if left is None or right is None:
+                if module in self._own:
+                    weight.copy_(self._own.pop(module))
+                continue
+            if weight.dtype != torch.float32:
+                raise ConfigError(
+                    f"[base] dtype is {str(weight.dtype).removeprefix('torch.')}, which rounds "
+                    "away what this strategy merges: set dtype = 'float32', or another strategy"
+                )
+            own = self._own.setdefault(module, weight.detach().clone())
+            product = torch.tensor(left) @ torch.tensor(right)
+            weight.copy_(own + layer.scaling["default"] * product)

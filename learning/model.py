@@ -5,6 +5,7 @@ kilobytes, the base stays. The layers below the first adapted one never change, 
 computed once per record (``prefix``) and only the layers above run in training.
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Iterator, Sequence
@@ -12,20 +13,31 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 from torch.utils.checkpoint import checkpoint
 
 from huizhen.learning.bases import Base, load_model
 from huizhen.learning.batching import sorted_batches
-from huizhen.learning.lora import attach, first_adapted_layer, layer_list, looks_causal
+from huizhen.learning.lora import (
+    Merged,
+    add_cores,
+    attach,
+    first_adapted_layer,
+    layer_list,
+    looks_causal,
+    lora_layers,
+    lora_parameters,
+    of_rank,
+)
 from huizhen.learning.tasks import TaskEncoder
 from huizhen.learning.trainable import Batch, Model
-from huizhen.protocol.adapter import is_head
+from huizhen.protocol.adapter import Shapes, Tensors, is_head
 from huizhen.protocol.errors import ConfigError
 from huizhen.protocol.study import Study
+from huizhen.strategies.base import MERGED_A, MERGED_B
 from huizhen.strategies.public_random import uniform
+from huizhen.strategies.ranks import at_rank
 
 IdRow = np.ndarray[tuple[int], np.dtype[np.int64]]
 _EVALUATION_TOKENS = 4096  # padded tokens in a batch that needs no gradient
@@ -38,8 +50,8 @@ class _ReachedBoundaryError(Exception):
 class AdaptedModel(Model):
     """The base, the adapter's parameters by their names in the protocol, and the task's head."""
 
-    def __init__(self, base: Base, study: Study) -> None:
-        """Load the base and attach an adapter.
+    def __init__(self, base: Base, study: Study, *, rank: int | None = None) -> None:
+        """Load the base and attach an adapter of a rank, the study's when None.
 
         Raises:
             ConfigError: the target modules do not exist or get no gradient, the rank is larger than
@@ -59,7 +71,10 @@ class AdaptedModel(Model):
         self._boundary = first_adapted_layer(study.adapter, len(self._layers))
         self._bypass = False
         self.is_causal = kind == "instruction" or looks_causal(model, self.tokenizer)
-        adapted = attach(model, study.adapter)
+        adapted = attach(model, of_rank(study.adapter, rank))
+        if study.strategy.name == "fed_sb":
+            add_cores(adapted)
+        self._merged = Merged(lora_layers(adapted))
         self.hidden_size = int(model.config.hidden_size)
         module = nn.ModuleDict({"base": adapted})
         if kind == "classification":
@@ -73,6 +88,12 @@ class AdaptedModel(Model):
         self._refuse_wrong_prefix()
 
     @property
+    def study_shapes(self) -> Shapes:
+        """The shape of each tensor at the study's rank."""
+        terms = self.study.adapter
+        return at_rank(self.shapes, None if terms is None else terms.rank)
+
+    @property
     def adapted_layers(self) -> int:
         """How many layers have an adapter or lie above one that has."""
         return len(self._layers) - self._boundary
@@ -81,6 +102,15 @@ class AdaptedModel(Model):
     def has_prefix(self) -> bool:
         """Whether some layers lie below the first adapted one."""
         return self._boundary > 0
+
+    def load(self, tensors: Tensors) -> None:
+        """Copy all tensors, or some, into the model, with what was merged into the base.
+
+        Raises:
+            ConfigError: something was merged and the base's weights are too coarse for it.
+        """
+        self._merged.load(tensors)
+        super().load({n: t for n, t in tensors.items() if not n.endswith((MERGED_A, MERGED_B))})
 
     def encoder(self) -> TaskEncoder:
         """Return what turns a record's fields into token ids."""
@@ -93,7 +123,7 @@ class AdaptedModel(Model):
         A is the same everywhere; the head may differ in its last bits between processors.
         """
         first: dict[str, np.ndarray[Any, Any]] = {}
-        for name, shape in self.shapes.items():
+        for name, shape in self.study_shapes.items():
             if name.endswith(".lora_A"):
                 first[name] = uniform(seed, name, shape, 1 / math.sqrt(shape[1]))
             else:
@@ -104,13 +134,17 @@ class AdaptedModel(Model):
 
     @functools.cached_property
     def _head_from_texts(self) -> np.ndarray[Any, Any]:
-        """The bare base's view of the label texts, the same for every seed: B = 0 hides A."""
+        """The bare base's view of the label texts, the same for every seed: B = 0 hides A.
+
+        On one thread, so that all parties on like processors start from the same bytes: how sums
+        are split among threads changes their last bits.
+        """
         self.load(
             {n: np.zeros(s, np.float32) for n, s in self.shapes.items() if n.endswith(".lora_B")}
         )
         ids = [np.asarray(self.tokenizer(t)["input_ids"]) for t in self.study.task.label_texts]
         rows = [torch.from_numpy(row[: self.study.task.max_tokens]) for row in ids]
-        with torch.no_grad():
+        with torch.no_grad(), one_thread():
             pooled = [self._pool(self._features(b.inputs, b.mask), b.mask) for b in _singles(rows)]
             weight = F.normalize(torch.cat(pooled).float(), dim=1)
         return (weight - weight.mean(dim=0)).numpy()
@@ -281,12 +315,7 @@ def _check_length(model: Any, study: Study) -> None:
 
 
 def _named_parameters(module: nn.ModuleDict) -> dict[str, nn.Parameter]:
-    found: dict[str, nn.Parameter] = {}
-    for path, layer in module["base"].named_modules():
-        if isinstance(layer, LoraLinear):
-            name = path.removeprefix("base_model.model.")
-            found[f"{name}.lora_A"] = layer.lora_A["default"].weight
-            found[f"{name}.lora_B"] = layer.lora_B["default"].weight
+    found = lora_parameters(module["base"])
     if "head" in module:
         found |= {f"head.{name}": one for name, one in module["head"].named_parameters()}
     return found
@@ -301,6 +330,17 @@ def pad(
     mask = (torch.arange(padded.shape[1])[None, :] < lengths[:, None]).long()
     targets = nn.utils.rnn.pad_sequence(list(ids), batch_first=True) if ids else mask[:, :0]
     return Batch(padded, mask, torch.tensor(labels), torch.tensor(starts), targets)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _singles(rows: Sequence[Tensor]) -> Iterator[Batch]:

@@ -7,14 +7,16 @@ from huizhen.learning.trainable import Model
 from huizhen.protocol.errors import ConfigError
 from huizhen.protocol.study import Study
 from huizhen.protocol.study_terms import BaseTerms
+from huizhen.strategies.ranks import site_rank
 
 
-def make_model(study: Study, base: Base | None) -> Model:
+def make_model(study: Study, base: Base | None, *, site: str | None = None) -> Model:
     """Return the model that a study trains, with the study's first adapter or zeros in it.
 
     Args:
         study: with its labels filled in.
         base: from ``resolve``; None for a tabular study, which has none.
+        site: whose rank to train; the study's when None.
 
     Raises:
         ConfigError: the base is not the one that the study was agreed on, the adapter does not fit
@@ -30,7 +32,7 @@ def make_model(study: Study, base: Base | None) -> Model:
     if study.base is None or base is None:
         raise ConfigError("study has no [base]: add the section")
     check_digests(study.base, base)
-    return AdaptedModel(base, study)
+    return AdaptedModel(base, study, rank=site_rank(study, site))
 
 
 def check_digests(agreed: BaseTerms, base: Base) -> None:

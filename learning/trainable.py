@@ -92,6 +92,11 @@ class Model(ABC):
         """The shape of each tensor, in order."""
         return {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
 
+    @property
+    def study_shapes(self) -> Shapes:
+        """The shape of each tensor in the study; a site may train a lower rank of it."""
+        return self.shapes
+
     def load(self, tensors: Tensors) -> None:
         """Copy all tensors, or some, into the model."""
         with torch.no_grad():

@@ -16,7 +16,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 MAX_VALUE = 2.0**20  # of a number in an update: what sums in fixed point take
-_BLOCK = 1 << 18
+BLOCK = 1 << 16
+# numbers that are worked on at a time: what is made of them stays in a processor's cache
 
 
 def in_order(tensors: Tensors) -> dict[str, Array]:
@@ -33,7 +34,7 @@ def shapes_of(tensors: Tensors) -> dict[str, tuple[int, ...]]:
 def blocks(tensor: NDArray[Any]) -> Iterator[NDArray[Any]]:
     """Give a contiguous tensor's values in flat views: what is made of each of them stays small."""
     flat = tensor.reshape(-1)
-    return (flat[i : i + _BLOCK] for i in range(0, flat.size, _BLOCK))
+    return (flat[i : i + BLOCK] for i in range(0, flat.size, BLOCK))
 
 
 def difference(after: Tensors, before: Tensors) -> dict[str, Array]:

@@ -32,6 +32,7 @@ from typing import Literal
 from huizhen.protocol.accounting import Spend, calibrate, epsilon
 from huizhen.protocol.errors import ConfigError
 from huizhen.protocol.mechanism import patients_bound
+from huizhen.protocol.strategy_terms import Weights, shares_of
 from huizhen.protocol.study import Study
 from huizhen.protocol.study_terms import PrivacyTerms
 
@@ -59,7 +60,7 @@ class Terms:
     # patients, in place of sampling_rate: each site's rate is expected_batch / n, at most 1
     batch_cap: int | None = None
     max_grad_norm: float = 1.0
-    weights: Literal["equal", "public"] = "equal"
+    weights: Weights = "equal"
 
     def __post_init__(self) -> None:
         for name in ("epsilon", "delta", "sampling_rate", "expected_batch", "max_grad_norm"):
@@ -256,10 +257,8 @@ def _enough(patients: float, terms: Terms) -> int | None:
 
 def _together(outlooks: Sequence[SiteOutlook], terms: Terms) -> float:
     """Return the ratio over the study of the weighted mean of the sites' updates."""
-    total = sum(site.patients for site in outlooks)
-    if terms.weights == "public":
-        return math.hypot(*(site.patients / total * site.study_ratio for site in outlooks))
-    return math.hypot(*(site.study_ratio / len(outlooks) for site in outlooks))
+    shares = shares_of(terms.weights, {site.name: site.patients for site in outlooks})
+    return math.hypot(*(shares[site.name] * site.study_ratio for site in outlooks))
 
 
 def _spread(rounds: int, points: int) -> list[int]:

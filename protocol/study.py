@@ -14,6 +14,7 @@ from typing import Any
 import rfc8785
 
 from huizhen.protocol.errors import ConfigError
+from huizhen.protocol.strategy_terms import MIXED_RANKS, WITHOUT_LORA, StrategyTerms
 from huizhen.protocol.strict import build, check_keys
 from huizhen.protocol.study_terms import (
     About,
@@ -22,7 +23,6 @@ from huizhen.protocol.study_terms import (
     PrivacyTerms,
     RoundTerms,
     SiteTerms,
-    StrategyTerms,
     TaskTerms,
 )
 
@@ -49,6 +49,8 @@ class Study:
             check_site_name(name)
         if self.task.kind == "tabular":
             self._refuse_lora()
+        if self.sites:
+            self._check_strategy()
         if self.privacy.unit == "none":
             return
         for name, site in self.sites.items():
@@ -81,15 +83,45 @@ class Study:
         """The fewest sites that make a round."""
         return len(self.sites) if self.rounds.quorum is None else self.rounds.quorum
 
+    def _check_strategy(self) -> None:
+        """Refuse a way to average that these sites, or this base, cannot carry."""
+        terms = self.strategy
+        try:
+            terms.check_sites(len(self.sites), self.quorum)
+        except ValueError as error:
+            raise ConfigError(f"[strategy] {error}") from error
+        for name, site in self.sites.items():
+            self._check_rank(name, site)
+        if terms.weights == "inverse_variance" and not self.is_private:
+            raise ConfigError(
+                "[strategy] weights is 'inverse_variance', without noise (unit 'none') there is no "
+                "variance to know: set 'equal' or 'public'"
+            )
+
+    def _check_rank(self, name: str, site: SiteTerms) -> None:
+        """Refuse a rank of a site's own that the strategy cannot take."""
+        if site.rank is None:
+            return
+        if self.adapter is None or self.strategy.name not in MIXED_RANKS:
+            raise ConfigError(
+                f"[sites.{name}] rank is {site.rank}, with {self.strategy.name!r} all sites train "
+                f"one rank: remove it, or name one of {', '.join(sorted(MIXED_RANKS))}"
+            )
+        if site.rank > self.adapter.rank:
+            raise ConfigError(
+                f"[sites.{name}] rank is {site.rank}, [adapter] rank is {self.adapter.rank}: a "
+                "site trains at most the study's"
+            )
+
     def _refuse_lora(self) -> None:
         """Refuse what only a base with LoRA gives a meaning to."""
         for name in ("base", "adapter"):
             if getattr(self, name) is not None:
                 raise ConfigError(f"[{name}] has no meaning for kind 'tabular': remove the section")
-        if self.strategy.name != "fedavg":
+        if self.strategy.name not in WITHOUT_LORA:
             raise ConfigError(
                 f"[strategy] name is {self.strategy.name!r}, a tabular study has no LoRA: "
-                "set name = 'fedavg'"
+                f"set one of {', '.join(sorted(WITHOUT_LORA))}"
             )
 
     def resolved(self) -> dict[str, Any]:

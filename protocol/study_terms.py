@@ -202,15 +202,6 @@ class PrivacyTerms:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StrategyTerms:
-    """``[strategy]``: how updates become the next adapter."""
-
-    name: str = "ffa_ortho"
-    weights: Literal["equal", "public"] = "equal"
-    # public: in proportion to patients_public
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RoundTerms:
     """``[rounds]``: how long and how each site trains between two averages."""
 
@@ -262,7 +253,11 @@ class SiteTerms:
 
     patients_public: int
     # a rounded size: denominators and weights follow from it, never from the true number
+    rank: int | None = None
+    # what the site's hardware carries, at most [adapter] rank; that one when absent
 
     def __post_init__(self) -> None:
+        if self.rank is not None and self.rank < 1:
+            raise ValueError(f"rank is {self.rank}, expected at least 1")
         if self.patients_public < 1:
             raise ValueError(f"patients_public is {self.patients_public}, expected at least 1")

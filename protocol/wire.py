@@ -110,6 +110,18 @@ def declared_values(data: bytes) -> int:
     return values
 
 
+def declared_site(data: bytes) -> str:
+    """Return the site that an update says it is of, from its header alone; nothing else is checked.
+
+    Raises:
+        WireError: the bytes do not begin as a message does.
+    """
+    length = int.from_bytes(data[4:8], "little")
+    if data[:4] != MAGIC or length > MAX_HEADER_BYTES or 8 + length > len(data):
+        raise WireError("bytes do not begin as a message does")
+    return str(_header(data[8 : 8 + length])["site"])
+
+
 def _declared_size(shape: Any) -> int:
     """Return how many numbers a tensor of an unchecked shape holds; an int of JSON has no bound."""
     if not isinstance(shape, list):

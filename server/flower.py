@@ -53,6 +53,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from huizhen.protocol.errors import ProtocolError, StorageError
 from huizhen.server.coming import SMALLEST_CHUNK, Coming
+from huizhen.server.flower_strategy import as_flower_strategy as as_flower_strategy
 from huizhen.server.superlink import Control, FlowerRefusedError, Link, RunLostError, call
 
 HEARTBEAT_SECONDS = 10.0
@@ -142,7 +143,12 @@ class Run:
                     raise ObjectPushError(name, self.number, response.session_id)
 
             try:
-                push_objects(parts, push, object_ids_to_push=set(response.objects_to_push))
+                push_objects(
+                    parts,
+                    push,
+                    object_ids_to_push=set(response.objects_to_push),
+                    max_concurrent_pushes=1,  # each holds three copies of its chunk
+                )
             except ObjectPushError as error:
                 raise RunLostError("SuperLink no longer takes a message") from error
         names = zip(made, response.message_ids, strict=True)

@@ -280,7 +280,7 @@ class OpenRound:
         else:
             combined = self._coordinator.combine(self._state)
             # The next adapter needs the room; where writing fails, the round is opened anew.
-            self._state = replace(self._state, accumulator=mean.start())
+            self._state = replace(self._state, accumulator=mean.start(), given=())
             x = decode_state(parts.objects.get(self._kept))
             after = self._coordinator.step(replace(self._state, strategy=x), combined)
             del combined, x

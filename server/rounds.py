@@ -11,13 +11,26 @@ import math
 from dataclasses import dataclass, field, replace
 
 from huizhen.protocol.adapter import Shapes, Tensors
-from huizhen.protocol.errors import AggregationError
+from huizhen.protocol.errors import AggregationError, WireError
 from huizhen.protocol.study import Study
-from huizhen.protocol.wire import Message, encode
+from huizhen.protocol.wire import Message, declared_site, encode
 from huizhen.server.validation import Refusal, check_update
 from huizhen.strategies import mean
-from huizhen.strategies.base import Strategy, StrategyState
+from huizhen.strategies.base import (
+    MERGED_A,
+    MERGED_B,
+    Averaging,
+    Given,
+    Stacking,
+    Strategy,
+    StrategyState,
+)
 from huizhen.strategies.catalogue import make_strategy, site_shares
+from huizhen.strategies.ranks import at_rank, padded, site_rank
+from huizhen.strategies.robust import rule_of
+
+Combined = Tensors | tuple[Given, ...]
+"""What a round's updates come to: one update, or each of them where the strategy needs that."""
 
 MAX_REFUSED = 1000  # codes that are kept: whoever floods the coordinator fills no memory
 
@@ -30,6 +43,9 @@ class RoundState:
     # 1-based; count + 1 when the study is finished
     strategy: StrategyState
     accumulator: mean.Accumulator = field(default_factory=mean.start)
+    # the sum so far, where the strategy and its rule work on the sum alone
+    given: tuple[Given, ...] = ()
+    # else the updates so far, each with its site's share of the whole study
     counted: tuple[str, ...] = ()
     refused: tuple[Refusal, ...] = ()
 
@@ -47,10 +63,9 @@ class Coordinator:
     """The coordinator's mathematics for one study."""
 
     def __init__(self, study: Study, shapes: Shapes) -> None:
-        """Prepare for adapters with these tensors.
+        """Prepare for adapters with these tensors, those of ``Strategy.init``.
 
         Raises:
-            ConfigError: the study names an unknown strategy.
             AggregationError: the study has no sites, or a quorum larger than their number.
         """
         if not 1 <= study.quorum <= len(study.sites):
@@ -59,9 +74,16 @@ class Coordinator:
             )
         self.study = study
         self.digest = study.digest()
-        self.shapes = dict(shapes)
+        self.shapes = {n: s for n, s in shapes.items() if not n.endswith((MERGED_A, MERGED_B))}
         self.strategy: Strategy = make_strategy(study)
         self.shares = site_shares(study)
+        terms = study.strategy
+        self._rule = (
+            rule_of(terms.combine, terms.byzantine, terms.clip_radius)
+            if terms.combine != "mean"
+            else None
+        )
+        self._sums = self._rule is None and isinstance(self.strategy, Averaging)
 
     def first(self, x: Tensors) -> RoundState:
         """Return the state before the first round, from the study's first adapter."""
@@ -77,11 +99,11 @@ class Coordinator:
         return {name: shape for name, shape in self.shapes.items() if name in names}
 
     def announcement(self, state: RoundState) -> bytes:
-        """Return the bytes that every site gets: what it trains, as it now is.
+        """Return the bytes that every site gets: the adapter as it now is.
 
-        Tensors that no site trains follow from the study's seed and are not sent.
+        What follows from the study's seed is not sent.
         """
-        tensors = {name: state.strategy.x[name] for name in self.trained_shapes(state)}
+        tensors = self.strategy.announced(state.strategy, self.shapes, state.round)
         return encode(
             Message(kind="adapter", study=self.digest, round=state.round, site="", tensors=tensors)
         )
@@ -90,7 +112,7 @@ class Coordinator:
         """Return the update in ``data``, or why it cannot count in the open round."""
         update = check_update(
             data,
-            shapes=self.trained_shapes(state),
+            shapes=self._shapes_of_sender(state, data),
             study=self.digest,
             round=state.round,
             sites=self.study.sites,
@@ -101,14 +123,30 @@ class Coordinator:
             return "malformed"
         return update
 
-    def count(self, state: RoundState, update: Message) -> RoundState:
-        """Return the state with a checked update in the sum.
+    def _shapes_of_sender(self, state: RoundState, data: bytes) -> Shapes:
+        """Return the tensors that the site trains which an update says it is of."""
+        shapes = self.trained_shapes(state)
+        try:
+            site = declared_site(data)
+        except WireError:  # is refused for it later
+            return shapes
+        return at_rank(shapes, site_rank(self.study, site)) if site in self.shares else shapes
 
-        The sum is the largest thing that a coordinator holds, so the new state takes it over: the
+    def count(self, state: RoundState, update: Message) -> RoundState:
+        """Return the state with a checked update counted.
+
+        A sum is the largest thing that a coordinator holds, so the new state takes it over: the
         given one is not used again.
         """
-        total = mean.add(state.accumulator, update.tensors, self.shares[update.site])
-        return replace(state, accumulator=total, counted=(*state.counted, update.site))
+        share, tensors = self.shares[update.site], update.tensors
+        counted = (*state.counted, update.site)
+        if isinstance(self.strategy, Averaging):
+            tensors = padded(tensors, self.shapes)
+        if not self._sums:
+            given = (*state.given, Given(update.site, share, tensors))
+            return replace(state, given=given, counted=counted)
+        total = mean.add(state.accumulator, tensors, share)
+        return replace(state, accumulator=total, counted=counted)
 
     def receive(self, state: RoundState, data: bytes) -> tuple[RoundState, Receipt]:
         """Return the state with one more update in the sum, or the same state and why not."""
@@ -127,11 +165,11 @@ class Coordinator:
         """
         return self.step(state, self.combine(state))
 
-    def combine(self, state: RoundState) -> Tensors:
-        """Return the mean of the updates that were counted.
+    def combine(self, state: RoundState) -> Combined:
+        """Return what the round's updates come to.
 
         Raises:
-            AggregationError: fewer sites than the quorum were counted.
+            AggregationError: fewer sites than the quorum were counted, or too few for the rule.
         """
         if len(state.counted) < self.study.quorum:
             missing = [site for site in self.study.sites if site not in state.counted]
@@ -141,10 +179,18 @@ class Coordinator:
             )
         # Rounded once, whatever the order in which the study lists its sites.
         share = math.fsum(share for site, share in self.shares.items() if site in state.counted)
-        return mean.finish(state.accumulator, share)
+        if self._sums:
+            return mean.finish(state.accumulator, share)
+        given = tuple(replace(one, share=one.share / share) for one in state.given)
+        return given if self._rule is None else self._rule(given)
 
-    def step(self, state: RoundState, combined: Tensors) -> RoundState:
-        """Return the next round's state from the mean update of this one."""
-        return RoundState(
-            round=state.round + 1, strategy=self.strategy.step(state.strategy, combined)
-        )
+    def step(self, state: RoundState, combined: Combined) -> RoundState:
+        """Return the next round's state from what ``combine`` gave for this one."""
+        strategy, round = self.strategy, state.round
+        if isinstance(strategy, Averaging) and not isinstance(combined, tuple):
+            after = strategy.step(state.strategy, combined, round)
+        elif isinstance(strategy, Stacking) and isinstance(combined, tuple):
+            after = strategy.join(state.strategy, combined, round)
+        else:
+            raise TypeError(f"{type(strategy).__name__} does not work on a {type(combined)}")
+        return RoundState(round=round + 1, strategy=after)

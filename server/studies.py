@@ -44,7 +44,7 @@ def offer(desk: Desk, study: Study, first: Tensors, *, ends: datetime) -> StudyO
             f"{', '.join(sorted(members)) or 'none'}: invite it, or mend the name"
         )
     state = make_strategy(study).init(first)
-    coordinator = Coordinator(study, shapes_of(first))
+    coordinator = Coordinator(study, shapes_of(state.x))
     made = StudyOffer(
         alliance=desk.alliance,
         study=study.resolved(),

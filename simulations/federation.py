@@ -15,6 +15,7 @@ from huizhen.client.examples import Examples
 from huizhen.client.ledger import Ledger
 from huizhen.client.local_trainer import LocalTrainer
 from huizhen.client.site import Site
+from huizhen.learning.model import AdaptedModel
 from huizhen.learning.trainable import Model
 from huizhen.protocol.adapter import Tensors
 from huizhen.protocol.errors import AggregationError, PrivacyError, ReleaseLostError
@@ -25,6 +26,7 @@ from huizhen.server.metrics import join_metrics
 from huizhen.server.rounds import Coordinator, RoundState
 from huizhen.simulations.experiment import SimulationTerms
 from huizhen.simulations.run_folder import Checkpoint, RunFolder, safe_name
+from huizhen.strategies.ranks import site_rank
 
 Evaluate = Callable[[], dict[str, Any]]
 
@@ -82,7 +84,8 @@ def run(
     coordinator = Coordinator(work.study, model.shapes)
     state, history = coordinator.first(first), []
     with contextlib.ExitStack() as ledgers:
-        sites = _join(work, model, first, folder, ledgers, terms)
+        models = _site_models(work.study, model)
+        sites = _join(work, models, first, folder, ledgers, terms)
         if (stored := folder.restore(work.unit)) is not None:
             state = RoundState(round=stored.round, strategy=stored.strategy)
             history = stored.history
@@ -91,7 +94,7 @@ def run(
             watcher.restored(work, stored.round - 1)
         while not coordinator.is_finished(state):
             begin = time.perf_counter()
-            state, entry = _run_round(coordinator, state, sites, work, model, watcher)
+            state, entry = _run_round(coordinator, state, sites, work, models, watcher)
             if entry["round"] % evaluate_every == 0 or coordinator.is_finished(state):
                 model.load(state.strategy.x)
                 entry |= evaluate()
@@ -104,26 +107,37 @@ def run(
     return state.strategy.x, history
 
 
+def _site_models(study: Study, model: Model) -> dict[str, Model]:
+    """Return the model of each site: one for all, but for sites of another rank."""
+    by_rank: dict[int | None, Model] = {site_rank(study, None): model}
+    found = {}
+    for site in study.sites:
+        rank = site_rank(study, site)
+        if rank not in by_rank and isinstance(model, AdaptedModel):
+            by_rank[rank] = AdaptedModel(model.base, study, rank=rank)
+        found[site] = by_rank[rank]
+    return found
+
+
 def _join(
     work: Work,
-    model: Model,
+    models: Mapping[str, Model],
     first: Tensors,
     folder: RunFolder,
     ledgers: contextlib.ExitStack,
     terms: SimulationTerms,
 ) -> dict[str, Site]:
     """Return the sites of a study, with their ledgers open where it is private."""
-    model.checkpointing = terms.checkpointing
     sites = {}
     for name, examples in work.sites.items():
-        ledger = None
+        ledger, models[name].checkpointing = None, terms.checkpointing
         if work.study.is_private:
             ledger = ledgers.enter_context(open_ledger(folder, work, name))
         trainer = LocalTrainer(
             name,
             work.study,
             examples,
-            model,
+            models[name],
             first,
             held_out=work.held_out.get(name),
             memory_mib=terms.memory_mib,
@@ -155,11 +169,11 @@ def _run_round(
     state: RoundState,
     sites: Mapping[str, Site],
     work: Work,
-    model: Model,
+    models: Mapping[str, Model],
     watcher: Watcher,
 ) -> tuple[RoundState, dict[str, Any]]:
     """Ask every site once and close the round; return the next state and the round's line."""
-    begin, inside = time.perf_counter(), model.model_seconds
+    begin, inside = time.perf_counter(), _seconds_inside(models)
     entry: dict[str, Any] = {"round": state.round}
     announcement = coordinator.announcement(state)
     losses, details, is_whole = [], {}, True
@@ -185,7 +199,7 @@ def _run_round(
     entry["bytes_down"] = len(announcement) * len(sites)
     entry["sites"] = details
     state = coordinator.close_round(state)
-    trained, inside = time.perf_counter() - begin, model.model_seconds - inside
+    trained, inside = time.perf_counter() - begin, _seconds_inside(models) - inside
     if is_whole:  # else an earlier attempt trained some sites, and its times and losses are lost
         entry["training_seconds"] = trained
         entry["outside_share"] = max(0.0, 1 - inside / trained)
@@ -194,6 +208,11 @@ def _run_round(
     if (mechanism := next(iter(sites.values())).mechanism) is not None:
         entry["epsilon"] = mechanism.epsilon_after(entry["round"])
     return state, entry
+
+
+def _seconds_inside(models: Mapping[str, Model]) -> float:
+    """Return the time that the sites' models have spent in passes."""
+    return sum({id(model): model.model_seconds for model in models.values()}.values())
 
 
 def _let_out(

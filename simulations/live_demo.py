@@ -145,11 +145,9 @@ def demo_study(records: Mapping[str, Path]) -> dict[str, Any]:
 
 def in_process(study: Study, first: Any, records: Mapping[str, Path], home: Path) -> str:
     """Return the digest of the adapter that the in-process engine ends with, on one thread."""
-    import torch
+    from huizhen.learning.model import one_thread
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         base = None if study.base is None else resolve(study.base.name, home=home)
         model = make_model(study, base)
         encoder = model.encoder()
@@ -168,8 +166,6 @@ def in_process(study: Study, first: Any, records: Mapping[str, Path], home: Path
                 state, _ = coordinator.receive(state, envelope.data)
             state = coordinator.close_round(state)
         return digest_of(coordinator.announcement(state))
-    finally:
-        torch.set_num_threads(threads)
 
 
 def to_toml(tables: Mapping[str, Any]) -> str:

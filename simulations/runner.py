@@ -105,17 +105,16 @@ def plan(prepared: Prepared) -> Iterator[Work]:
     """Yield every unit of work, in the order in which they are run."""
     terms = prepared.experiment.simulation
     everything = pooled(list(prepared.train.values()))
-    by_itself = replace(prepared.study.rounds, quorum=None)
     for seed in terms.seeds:
         for arm in terms.arms:
             study = arm_study(prepared.study, seed, private=arm == "federated_dp")
             if arm == "local":
                 for name, examples in prepared.train.items():
-                    alone = replace(study, sites={name: study.sites[name]}, rounds=by_itself)
+                    alone = _by_itself(study, name, study.sites[name])
                     yield Work(f"local-{seed}-{safe_name(name)}", alone, {name: examples})
             elif arm == "pooled":
                 size = SiteTerms(patients_public=round_two_digits(everything.num_patients))
-                joined = replace(study, sites={POOLED: size}, rounds=by_itself)
+                joined = _by_itself(study, POOLED, size)
                 yield Work(f"pooled-{seed}", joined, {POOLED: everything})
             else:
                 held_out = prepared.test if study.is_private else {}
@@ -127,20 +126,37 @@ def plan(prepared: Prepared) -> Iterator[Work]:
     for share in terms.sweep_patients:
         fewer = {n: subset(e, share, terms.seeds[0]) for n, e in prepared.train.items()}
         sizes = {
-            name: SiteTerms(patients_public=round_two_digits(examples.num_patients))
+            name: replace(
+                prepared.study.sites[name],
+                patients_public=round_two_digits(examples.num_patients),
+            )
             for name, examples in fewer.items()
         }
         yield Work(f"sweep_patients-{share!r}", replace(private, sites=sizes), fewer)
 
 
-def arm_study(study: Study, seed: int, *, private: bool) -> Study:
-    """Return the study of one arm: the file's, with the seed, and unit ``none`` unless private."""
-    unit = study.privacy.unit if private else "none"
+def _by_itself(study: Study, name: str, site: SiteTerms) -> Study:
+    """Return the study of one site that trains alone."""
     return replace(
         study,
-        study=replace(study.study, seed=seed),
-        privacy=replace(study.privacy, unit=unit),
+        sites={name: site},
+        rounds=replace(study.rounds, quorum=None),
+        strategy=study.strategy.alone(),
     )
+
+
+def arm_study(study: Study, seed: int, *, private: bool) -> Study:
+    """Return the study of one arm: the file's, with the seed, and unit ``none`` unless private.
+
+    Weights by the variance of the noise are those by size where there is no noise.
+    """
+    study = replace(study, study=replace(study.study, seed=seed))
+    if private:
+        return study
+    strategy = study.strategy
+    if strategy.weights == "inverse_variance":
+        strategy = replace(strategy, weights="public")
+    return replace(study, privacy=replace(study.privacy, unit="none"), strategy=strategy)
 
 
 def check_plan(works: list[Work], shapes: Shapes) -> None:

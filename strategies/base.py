@@ -1,15 +1,27 @@
 """What a strategy is: a value that says what each site trains and what the updates become.
 
-A combining rule (``strategies/mean.py``) reduces the updates of a round to one; ``step`` turns
-that one into the next adapter. Who is asked, deadlines and transport are elsewhere.
+    the coordinator    init ─► announced ┄┄► … updates … ─► combine ─► step ─► announced ┄┄► …
+    a site             whole ─► trains ─► its update
+
+A rule (``strategies/rules.py``) reduces the updates of a round to one, which ``Averaging.step``
+turns into the next adapter; a ``Stacking`` strategy is given each of them, since it needs the
+product of each site's factors. Who is asked, deadlines and transport are elsewhere.
+
+Names: a module ``m`` has ``m.lora_A`` (r × k) and ``m.lora_B`` (d × r), ΔW = s·B·A with the study's
+one scale s = alpha / rank. What was merged into the base is a pair ``m.merged_B`` (d × R) and
+``m.merged_A`` (R × k) beside them, ΔW = s·(B·A + merged_B·merged_A), so that it is exact whatever
+the base's own number format, and a release can be exported as one adapter of rank r + R.
 """
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from huizhen.protocol.adapter import Shapes, Tensors
+from huizhen.protocol.adapter import Array, Shapes, Tensors
 from huizhen.protocol.errors import AggregationError
+
+A, B, CORE = ".lora_A", ".lora_B", ".lora_R"
+MERGED_A, MERGED_B = ".merged_A", ".merged_B"
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +29,7 @@ class StrategyState:
     """What the coordinator carries from one round to the next."""
 
     x: Tensors
-    # the adapter, every tensor of it
+    # all that a model loads, what was merged too
     moments: Mapping[str, Tensors] = field(default_factory=dict)
     # what a strategy remembers besides, by name
 
@@ -31,23 +43,63 @@ class Facts:
     exact: bool
     # the aggregated product is the mean of the sites' products
     mixed_ranks: bool
+    # sites may train fewer ranks than the study has
     sees_individual_updates: bool
 
 
-class Strategy(Protocol):
+@dataclass(frozen=True, slots=True)
+class Given:
+    """One site's update in a round."""
+
+    site: str
+    share: float
+    # w_i / Σw over the sites of the round
+    update: Tensors
+
+
+class Strategy(ABC):
     """One way to average LoRA."""
 
-    @property
-    def facts(self) -> Facts:
-        """What the strategy guarantees."""
+    facts: Facts
 
+    @abstractmethod
     def init(self, x: Tensors) -> StrategyState:
         """Return the state before the first round, from the study's first adapter."""
 
+    @abstractmethod
     def trains(self, shapes: Shapes, round: int) -> frozenset[str]:
-        """Return the names of the tensors that sites train, and send, in a round."""
+        """Return the names of the tensors that sites train, and send, in a round.
 
-    def step(self, state: StrategyState, combined: Tensors) -> StrategyState:
+        Args:
+            shapes: of every tensor that a site could train.
+            round: 1 is the first.
+        """
+
+    def announces(self, shapes: Shapes, round: int) -> Shapes:
+        """Return what every site is sent before a round; the rest follows from the study's seed."""
+        names = self.trains(shapes, round)
+        return {name: shape for name, shape in shapes.items() if name in names}
+
+    def announced(self, state: StrategyState, shapes: Shapes, round: int) -> Tensors:
+        """Return the tensors that ``announces`` names, as they are before a round."""
+        return {name: state.x[name] for name in self.announces(shapes, round)}
+
+    def whole(self, first: Tensors, announced: Tensors, round: int) -> Tensors:
+        """Return all that a model loads in a round, at a site: the coordinator's x, to the bit.
+
+        Args:
+            first: x of ``init``, which every party makes from the study alone.
+            announced: what was sent for this round.
+            round: 1 is the first.
+        """
+        return {**first, **announced}
+
+
+class Averaging(Strategy):
+    """Works on one update, which a rule makes of the sites'."""
+
+    @abstractmethod
+    def step(self, state: StrategyState, combined: Tensors, round: int) -> StrategyState:
         """Return the state after a round whose combined update was ``combined``.
 
         Raises:
@@ -55,7 +107,19 @@ class Strategy(Protocol):
         """
 
 
-def add(x: Tensors, update: Tensors) -> Tensors:
+class Stacking(Strategy):
+    """Works on each site's update."""
+
+    @abstractmethod
+    def join(self, state: StrategyState, given: Sequence[Given], round: int) -> StrategyState:
+        """Return the state after a round in which these updates were counted.
+
+        Raises:
+            AggregationError: an update does not fit the adapter.
+        """
+
+
+def add(x: Tensors, update: Tensors) -> dict[str, Array]:
     """Return x + update; tensors that have no update stay as they are.
 
     Raises:
@@ -66,3 +130,24 @@ def add(x: Tensors, update: Tensors) -> Tensors:
             found = x[name].shape if name in x else "no such tensor"
             raise AggregationError(f"update of {name!r} is {delta.shape}, the adapter has {found}")
     return {name: value + update[name] if name in update else value for name, value in x.items()}
+
+
+def modules(names: Sequence[str] | Tensors | Shapes) -> list[str]:
+    """Return the adapted modules among the names, in order."""
+    return sorted((name.removesuffix(A) for name in names if name.endswith(A)), key=str.encode)
+
+
+def bytes_of(shapes: Shapes) -> int:
+    """Return the bytes of float32 tensors, without what the wire format adds."""
+    total = 0
+    for shape in shapes.values():
+        size = 4
+        for extent in shape:
+            size *= extent
+        total += size
+    return total
+
+
+def pair(tensors: Tensors, module: str) -> tuple[Array, Array]:
+    """Return B (d × r) and A (r × k) of a module."""
+    return tensors[module + B], tensors[module + A]

@@ -1,37 +1,68 @@
-"""The strategies that a study may name."""
+"""The strategies that a study may name; their parameters are in ``protocol/strategy_terms.py``."""
 
-import difflib
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-from huizhen.protocol.errors import ConfigError
+from huizhen.protocol.strategy_terms import PARAMETERS, StrategyTerms, shares_of
 from huizhen.protocol.study import Study
 from huizhen.strategies.base import Strategy
+from huizhen.strategies.fed_sb import FedSb
 from huizhen.strategies.fedavg import FedAvg
-from huizhen.strategies.ffa import FfaOrtho
+from huizhen.strategies.fedex import FedEx
+from huizhen.strategies.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
+from huizhen.strategies.fedsvd import FedSvd
+from huizhen.strategies.ffa import Ffa, FfaOrtho
+from huizhen.strategies.ffa_refresh import FfaRefresh
+from huizhen.strategies.flora import FLora
+from huizhen.strategies.hetlora import HetLora
+from huizhen.strategies.ranks import site_rank
+from huizhen.strategies.rolora import RoLora
+from huizhen.strategies.svd import Svd
 
-_MAKERS: dict[str, Callable[[Study], Strategy]] = {
-    "fedavg": lambda study: FedAvg(),
-    "ffa_ortho": lambda study: FfaOrtho(seed=study.study.seed),
+_MAKERS: dict[str, Callable[["Public", dict[str, Any]], Strategy]] = {
+    "fedavg": lambda public, own: FedAvg(),
+    "fedprox": lambda public, own: FedAvg(),  # its term is the site's, in client/training.py
+    "fedavgm": lambda public, own: FedAvgM(**own),
+    "fedadam": lambda public, own: FedAdam(**own),
+    "fedyogi": lambda public, own: FedYogi(**own),
+    "fedadagrad": lambda public, own: FedAdagrad(**own),
+    "ffa": lambda public, own: Ffa(),
+    "ffa_ortho": lambda public, own: FfaOrtho(seed=public.seed),
+    "ffa_refresh": lambda public, own: FfaRefresh(seed=public.seed, **own),
+    "rolora": lambda public, own: RoLora(**own),
+    "flora": lambda public, own: FLora(seed=public.seed, ranks=public.ranks),
+    "fedex": lambda public, own: FedEx(ranks=public.ranks),
+    "svd": lambda public, own: Svd(),
+    "fedsvd": lambda public, own: FedSvd(seed=public.seed),
+    "hetlora": lambda public, own: HetLora(),
+    "fed_sb": lambda public, own: FedSb(seed=public.seed),
 }
 
 
-def make_strategy(study: Study) -> Strategy:
-    """Return the strategy that the study names.
+@dataclass(frozen=True, slots=True)
+class Public:
+    """What a strategy knows beside its own parameters."""
 
-    Raises:
-        ConfigError: the name is unknown; the message names the nearest.
-    """
-    name = study.strategy.name
-    if name not in _MAKERS:
-        near = difflib.get_close_matches(name, _MAKERS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(_MAKERS)}"
-        raise ConfigError(f"[strategy] name is {name!r}: {hint}")
-    return _MAKERS[name](study)
+    seed: int
+    # of shared random bases
+    ranks: int
+    # of all sites together
+
+
+def make_strategy(study: Study) -> Strategy:
+    """Return the strategy that the study names."""
+    ranks = sum(site_rank(study, name) or 0 for name in study.sites)
+    return strategy_of(study.strategy, Public(study.study.seed, ranks))
+
+
+def strategy_of(terms: StrategyTerms, public: Public) -> Strategy:
+    """Return the strategy of some terms."""
+    own = {name: getattr(terms, name) for name in PARAMETERS[terms.name]}
+    return _MAKERS[terms.name](public, own)
 
 
 def site_shares(study: Study) -> dict[str, float]:
     """Return each site's public weight w_i / Σw."""
-    if study.strategy.weights == "equal":
-        return dict.fromkeys(study.sites, 1 / len(study.sites))
-    total = sum(site.patients_public for site in study.sites.values())
-    return {name: site.patients_public / total for name, site in study.sites.items()}
+    sizes = {name: site.patients_public for name, site in study.sites.items()}
+    return shares_of(study.strategy.weights, sizes)

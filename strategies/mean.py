@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from huizhen.protocol.adapter import MAX_VALUE, Tensors, blocks, in_order, shapes_of
+from huizhen.protocol.adapter import BLOCK, MAX_VALUE, Tensors, blocks, in_order, shapes_of
 from huizhen.protocol.errors import AggregationError
 
 FRACTION_BITS = 36
@@ -46,12 +46,11 @@ def add(accumulator: Accumulator, update: Tensors, share: float) -> Accumulator:
 
     Args:
         accumulator: the sum so far, of the same tensors.
-        update: Δ_i of one site.
+        update: Δ_i of one site that ``fits``: other values would become any number.
         share: w_i / Σw over all sites of the study.
 
     Raises:
-        AggregationError: a value is not finite or over 2^20, the tensors differ, or the share is
-            not in (0, 1].
+        AggregationError: the tensors differ, or the share is not in (0, 1].
     """
     if not 0 < share <= 1:
         raise AggregationError(f"share is {share}, expected over 0 and at most 1")
@@ -59,16 +58,16 @@ def add(accumulator: Accumulator, update: Tensors, share: float) -> Accumulator:
     shapes = {name: total.shape for name, total in accumulator.sums.items()}
     if shapes and shapes != shapes_of(update):
         raise AggregationError("update has other tensors than the sum")
-    if not fits(update):  # before any of it is added: a refusal changes nothing
-        raise AggregationError("update holds a value that is not finite or over 2^20")
     sums = dict(accumulator.sums) or {
         name: np.zeros(delta.shape, np.int64) for name, delta in update.items()
     }
+    fixed, whole = np.empty(BLOCK), np.empty(BLOCK, np.int64)  # in cache, whatever the adapter
     for name, delta in update.items():
         for total, block in zip(blocks(sums[name]), blocks(delta), strict=True):
-            fixed = block.astype(np.float64)
-            fixed *= share * 2.0**FRACTION_BITS
-            total += np.rint(fixed, out=fixed).astype(np.int64)
+            scaled, rounded = fixed[: block.size], whole[: block.size]
+            np.multiply(block, share * 2.0**FRACTION_BITS, out=scaled, dtype=np.float64)
+            np.copyto(rounded, np.rint(scaled, out=scaled), casting="unsafe")
+            np.add(total, rounded, out=total)
     return Accumulator(sums)
 
 
@@ -84,5 +83,9 @@ def finish(accumulator: Accumulator, share: float) -> Tensors:
     """
     if not accumulator.sums:
         raise AggregationError("no update was counted, expected at least one")
-    scale = 2.0**-FRACTION_BITS / share
-    return {name: (total * scale).astype(np.float32) for name, total in accumulator.sums.items()}
+    scale, found = 2.0**-FRACTION_BITS / share, {}
+    for name, total in accumulator.sums.items():
+        found[name] = np.empty(total.shape, np.float32)
+        for into, block in zip(blocks(found[name]), blocks(total), strict=True):
+            into[:] = block * scale
+    return found

@@ -1,5 +1,6 @@
 """A round of training: public and repeatable without privacy, of fixed length with it."""
 
+import contextlib
 import dataclasses
 import math
 import threading
@@ -18,6 +19,7 @@ from huizhen.client.randomness import NoiseSource
 from huizhen.client.training import Protection, learning_rate, train_round, units
 from huizhen.protocol.errors import PrivacyError
 from huizhen.protocol.mechanism import Mechanism
+from huizhen.protocol.strategy_terms import StrategyTerms
 
 MEMORY = Memory(limit=1 << 30, per_token=1e4)
 
@@ -380,3 +382,84 @@ def test_the_limit_of_the_norm_is_torchs_own_to_the_bit(scale):
         assert one.grad is not None
         assert other.grad is not None
         assert torch.equal(one.grad, other.grad)
+
+
+def test_fedprox_adds_its_pull_to_the_gradient_of_each_step(
+    tiny_classifier, make_site, rows, randomised, plain, with_terms, monkeypatch
+):
+    """One step of SGD: θ_t − η(g + μ·0); from the second on the pull is μ(θ − θ_t)."""
+    terms = {"optimizer": "sgd", "learning_rate": 0.1, "batch_size": 5, "max_norm": None}
+    study = with_terms(plain, rounds=terms)
+    pulled = dataclasses.replace(study, strategy=StrategyTerms(name="fedprox", mu=0.5))
+    examples, pulls = make_site(tiny_classifier, rows), []
+    own = training.pull
+
+    def watched(parameters, start, mu):
+        name = "head.weight"
+        before = parameters[name].grad.clone()
+        own(parameters, start, mu)
+        away = parameters[name].detach() - (start[name] if mu else 0)
+        pulls.append((mu, away.clone(), parameters[name].grad - before))
+
+    monkeypatch.setattr(training, "pull", watched)
+    for one in (study, pulled):
+        randomised(tiny_classifier)
+        train(tiny_classifier, examples, one)
+    steps = len(pulls) // 2
+    assert steps > 2
+    for mu, _, added in pulls[:steps]:
+        assert not mu
+        assert not added.any()
+    assert not pulls[steps][1].any()
+    for mu, away, added in pulls[steps:]:
+        assert mu == 0.5
+        assert torch.allclose(added, 0.5 * away, rtol=1e-4, atol=1e-6)
+    assert pulls[-1][2].abs().max() > 1e-4
+
+
+def test_a_strong_pull_keeps_the_model_where_it_was(
+    tiny_classifier, make_site, rows, randomised, plain, with_terms
+):
+    terms = {"optimizer": "sgd", "learning_rate": 0.02, "local_epochs": 4}
+    study, moved = with_terms(plain, rounds=terms), []
+    for mu in (0.0, 5.0):
+        before = randomised(tiny_classifier)
+        one = dataclasses.replace(study, strategy=StrategyTerms(name="fedprox", mu=mu))
+        train(tiny_classifier, make_site(tiny_classifier, rows), one)
+        after = tiny_classifier.read(frozenset(before))
+        moved.append(math.sqrt(sum(float(((after[n] - before[n]) ** 2).sum()) for n in before)))
+    assert moved[1] < 0.5 * moved[0]
+
+
+def test_under_privacy_the_pull_is_added_after_the_noise_and_reads_no_record(
+    tiny_classifier, make_site, rows, randomised, with_terms, monkeypatch
+):
+    study = dataclasses.replace(
+        tiny_classifier.study, strategy=StrategyTerms(name="fedprox", mu=0.5)
+    )
+    order = []
+    own_steps, own_pull = private_steps.private_steps, training.pull
+
+    @contextlib.contextmanager
+    def steps(*args, **kwargs):
+        with own_steps(*args, **kwargs) as step:
+
+            def watched():
+                order.append("noise")
+                return step()
+
+            yield watched
+
+    def pull(parameters, start, mu):
+        order.append("pull")
+        assert start.keys() == parameters.keys()
+        own_pull(parameters, start, mu)
+
+    monkeypatch.setattr(training, "private_steps", steps)
+    monkeypatch.setattr(training, "pull", pull)
+    randomised(tiny_classifier)
+    train(
+        tiny_classifier, make_site(tiny_classifier, rows), study,
+        sigma=Mechanism.of(study).noise_multiplier,
+    )  # fmt: skip
+    assert order == ["noise", "pull"] * study.rounds.local_steps

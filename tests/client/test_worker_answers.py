@@ -57,6 +57,7 @@ def lying(study, tmp_path, monkeypatch, tiny_classifier):
             "site": "A",
             "study": study.digest(),
             "shapes": shapes,
+            "study_shapes": shapes,
             "num_units": 8,
             "has_held_out": False,
         } | changes
@@ -85,6 +86,7 @@ def lying(study, tmp_path, monkeypatch, tiny_classifier):
         {"num_units": 0},
         {"num_units": "8"},
         {"shapes": []},
+        {"study_shapes": []},
         {"shapes": {"a": ["x"]}},
         {"patients": ["p1"]},
     ],

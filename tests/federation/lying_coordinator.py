@@ -168,8 +168,8 @@ class LyingTrainer:
     def ready(self) -> TrainerFacts:
         """Return the facts."""
         return TrainerFacts(
-            site=self.site, study=self.study.digest(), shapes=shapes_of(FIRST), num_units=57,
-            has_held_out=False,
+            site=self.site, study=self.study.digest(), shapes=shapes_of(FIRST),
+            study_shapes=shapes_of(FIRST), num_units=57, has_held_out=False,
         )  # fmt: skip
 
     def train(self, announcement: bytes, round: int) -> tuple[Tensors, TrainingReport]:

@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 from huizhen.learning.export import export_adapter
-from huizhen.learning.model import pad
+from huizhen.learning.model import AdaptedModel, pad
 from huizhen.learning.models import make_model
 from huizhen.learning.tabular import TabularEncoder
 from huizhen.protocol.study import parse_study
+from huizhen.strategies.base import MERGED_A, MERGED_B, A, B, modules
 
 
 @pytest.fixture
@@ -63,6 +64,31 @@ def test_plain_peft_gives_the_same_scores_also_merged(
             assert torch.allclose(found, ours, rtol=1e-4, atol=1e-4)
         without = scores_of_a_stranger(bare, folder, examples, i, causal=model.is_causal)
         assert not torch.allclose(without, ours, rtol=1e-3, atol=1e-3)  # the adapter matters
+
+
+@pytest.mark.parametrize("name", ["flora", "fed_sb"])
+def test_what_a_strategy_has_merged_is_in_the_one_adapter_that_plain_peft_loads(
+    tiny, make_study, make_site, rows, randomised, export, name
+):
+    """Layers of other widths have other ranks; ΔW is that of the model it was trained in."""
+    model = AdaptedModel(tiny, make_study(strategy={"name": name}))
+    x, rng = randomised(model, scale=0.1), np.random.default_rng(4)
+    if name == "flora":
+        for i, layer in enumerate(modules(x)):
+            left = rng.standard_normal((x[layer + B].shape[0], i + 1))
+            right = rng.standard_normal((i + 1, x[layer + A].shape[1]))
+            x[layer + MERGED_B] = (0.1 * left).astype(np.float32)
+            x[layer + MERGED_A] = (0.1 * right).astype(np.float32)
+    model.load(x)
+    folder = export(model, x)
+    network = peft_model(AutoModel, model.base, folder)
+    merged = peft_model(AutoModel, model.base, folder).merge_and_unload()
+    examples = make_site(model, rows)
+    for i in (0, 5):
+        ours = model.logits(examples.batch([i]))[0]
+        for theirs in (network, merged):
+            found = scores_of_a_stranger(theirs, folder, examples, i, causal=model.is_causal)
+            assert torch.allclose(found, ours, rtol=1e-4, atol=1e-4)
 
 
 def test_plain_peft_gives_the_same_words_also_merged(

@@ -9,8 +9,12 @@ from transformers import BertConfig, BertModel
 
 from huizhen.learning import model as module
 from huizhen.learning.bases import load_model
+from huizhen.learning.lora import lora_layers
 from huizhen.learning.model import AdaptedModel, pad
+from huizhen.learning.models import make_model
 from huizhen.protocol.errors import ConfigError
+from huizhen.strategies.base import MERGED_A, MERGED_B, A, B, modules
+from huizhen.strategies.ranks import cut
 
 ENCODER = {"target_modules": ["query", "key", "value", "dense"]}
 
@@ -176,6 +180,20 @@ def test_the_first_head_comes_from_the_labels_texts(tiny, make_study):
     assert scores.argmax(dim=1).tolist() == [0, 1, 2]
 
 
+def test_the_first_head_is_the_same_whatever_the_number_of_threads(tiny, make_study):
+    """A coordinator and a simulation on one machine start from the same bytes."""
+    texts = ["short of breath " * 20, "seizures and tremor " * 20, "fever and rash " * 20]
+    study, found = make_study(task={"label_texts": texts}), set()
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        try:
+            found.add(AdaptedModel(tiny, study).first_tensors(3)["head.weight"].tobytes())
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(1)
+    assert len(found) == 1
+
+
 def test_a_normalised_head_sees_a_vector_of_the_agreed_length(tiny, make_study, make_site, rows):
     model = AdaptedModel(tiny, make_study(task={"head": "normalised", "head_scale": 7.0}))
     model.load(model.first_tensors(0))
@@ -257,3 +275,88 @@ def test_the_base_itself_never_changes(tiny_classifier, make_site, rows, randomi
     for name, value in tiny_classifier.module.state_dict().items():
         if name in frozen:
             assert torch.equal(value, frozen[name]), name
+
+
+# algorithms.md §1.6, identity 10.
+@pytest.mark.parametrize("name", ["tiny_classifier", "minilm_classifier"])
+def test_what_was_merged_counts_as_an_adapter_of_more_ranks(
+    request, name, tiny, minilm, make_study, make_site, rows, randomised
+):
+    model = request.getfixturevalue(name)
+    x = randomised(model, scale=0.1)
+    examples = make_site(model, rows)
+    rng, wide, study = np.random.default_rng(3), {}, model.study
+    terms = dataclasses.replace(study.adapter, rank=study.adapter.rank + 3)
+    terms = dataclasses.replace(terms, alpha=study.adapter.alpha / study.adapter.rank * terms.rank)
+    merged = dict(x)
+    for layer in modules(x):
+        left, right = x[layer + B], x[layer + A]
+        more_left = (0.1 * rng.standard_normal((left.shape[0], 3))).astype(np.float32)
+        more_right = (0.1 * rng.standard_normal((3, right.shape[1]))).astype(np.float32)
+        merged |= {layer + MERGED_B: more_left, layer + MERGED_A: more_right}
+        wide[layer + B] = np.hstack([left, more_left])
+        wide[layer + A] = np.vstack([right, more_right])
+    base = tiny if name == "tiny_classifier" else minilm
+    other = AdaptedModel(base, dataclasses.replace(study, adapter=terms))
+    other.load({**x, **wide})
+    indices = range(len(examples.ids))
+    plain = model.logits(examples.batch(indices))
+    model.load(merged)
+    found = model.logits(examples.batch(indices))
+    assert torch.allclose(found, other.logits(examples.batch(indices)), rtol=1e-4, atol=1e-4)
+    assert (found - plain).abs().max() > 1e-3
+    model.load(merged)  # loading it twice merges it once
+    assert torch.equal(model.logits(examples.batch(indices)), found)
+    model.load({"head.bias": x["head.bias"]})  # a tensor that is no factor leaves what is merged
+    assert torch.equal(model.logits(examples.batch(indices)), found)
+    model.load(x)  # another adapter takes it away, to the bit
+    assert torch.equal(model.logits(examples.batch(indices)), plain)
+
+
+def test_what_a_coarse_base_would_round_away_is_not_merged(tiny, make_study):
+    study = make_study(base={"dtype": "bfloat16"}, strategy={"name": "flora"})
+    model = AdaptedModel(tiny, study)
+    x = model.first_tensors(0)
+    model.load(x)
+    [layer, *_] = modules(x)
+    shapes = (x[layer + B].shape[0], 1), (1, x[layer + A].shape[1])
+    merged = {layer + MERGED_B: np.ones(shapes[0], np.float32)}
+    merged[layer + MERGED_A] = np.ones(shapes[1], np.float32)
+    with pytest.raises(ConfigError, match="dtype is bfloat16, which rounds away"):
+        model.load({**x, **merged})
+
+
+def test_a_core_between_the_factors_is_a_factor_of_the_product(
+    tiny, tiny_classifier, make_study, make_site, rows, randomised
+):
+    model = AdaptedModel(tiny, make_study(strategy={"name": "fed_sb"}))
+    x = randomised(model)
+    examples = make_site(model, rows)
+    cores = [name for name in x if name.endswith(".lora_R")]
+    assert len(cores) == len(modules(x)) > 0
+    assert {x[name].shape for name in cores} == {(2, 2)}
+    folded = {
+        name: x[name] @ x[name.removesuffix(B) + ".lora_R"] if name.endswith(B) else value
+        for name, value in x.items()
+        if name not in cores
+    }
+    tiny_classifier.load(folded)
+    batch = examples.batch(range(len(examples.ids)))
+    assert torch.allclose(model.logits(batch), tiny_classifier.logits(batch), rtol=1e-4, atol=1e-4)
+
+
+def test_a_site_of_a_lower_rank_has_the_first_part_of_the_same_adapter(tiny, make_study):
+    study = make_study(strategy={"name": "ffa"}, sites={"A": {"patients_public": 8, "rank": 1}})
+    whole, part = make_model(study, tiny), make_model(study, tiny, site="A")
+    assert part.study_shapes == whole.shapes == whole.study_shapes
+    first = whole.first_tensors(3)
+    assert {n: v.tobytes() for n, v in part.first_tensors(3).items()} == {
+        n: v.tobytes() for n, v in first.items()
+    }
+    own = cut(first, part.shapes)
+    for layer in modules(first):
+        assert own[layer + A].tobytes() == first[layer + A][:1].tobytes()
+        assert own[layer + B].shape[1] == 1
+    part.load(own)
+    scales = {one.scaling["default"] for one in lora_layers(part.module["base"]).values()}
+    assert scales == {study.adapter.alpha / study.adapter.rank}

@@ -16,7 +16,7 @@ from huizhen.protocol.errors import ConfigError
 from huizhen.protocol.study import FORMAT, SECTIONS, Study, parse_study
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-DIGEST = "c0c563c0b068a26aeb40babf5f5f946bd61e847c846dd99e69bb0db76eeaa727"
+DIGEST = "fd01be3c877a105ec2947d4986f07370331d1b1f1be332eede9d4ada35877e53"
 
 MINIMAL = """
 [study]
@@ -72,7 +72,15 @@ FULL: dict[str, dict[str, Any]] = {
         "metrics_epsilon": 0.4,
         "metrics_minimum": 17,
     },
-    "strategy": {"name": "fedavg", "weights": "public"},
+    "strategy": {
+        "name": "fedadam",
+        "weights": "public",
+        "combine": "geometric_median",
+        "server_learning_rate": 0.2,
+        "beta1": 0.8,
+        "beta2": 0.7,
+        "tau": 0.6,
+    },
     "rounds": {
         "count": 7,
         "local_epochs": 2,
@@ -151,7 +159,8 @@ def test_the_resolved_document_holds_every_field_and_its_default():
         "metrics_minimum": 10,
     }
     assert found["base"]["dtype"] == "float32"
-    assert found["strategy"] == {"name": "ffa_ortho", "weights": "equal"}
+    own = {"name": "ffa_ortho", "weights": "equal", "combine": "mean"}
+    assert {key: value for key, value in found["strategy"].items() if value is not None} == own
 
     def names(value):
         return {field.name for field in dataclasses.fields(value)}
@@ -216,6 +225,12 @@ def test_the_walk_meets_every_field_of_every_section():
                 "system",
                 "features",
                 "missing",
+                # of other strategies and rules: tests/protocol/test_strategy_terms.py
+                "byzantine",
+                "clip_radius",
+                "every",
+                "mu",
+                "warm_rounds",
             }
 
 
@@ -299,6 +314,7 @@ REFUSED = [
     *[("privacy", "metrics_minimum", value) for value in [0, -1, 10.0, True]],
     ("strategy", "name", 1),
     ("strategy", "weights", "size"),
+    ("strategy", "combine", "krum"),
     *[
         ("rounds", name, value)
         for name in ["count", "local_epochs", "local_steps", "batch_size"]
@@ -469,7 +485,7 @@ def test_a_tabular_study_has_no_base_and_no_adapter_and_its_digest_says_so():
 def test_a_tabular_study_names_a_strategy_that_needs_no_lora():
     for terms in ({}, {"name": "ffa_ortho"}, {"name": "rolora"}):
         message = refusal({**TABULAR, "strategy": terms})
-        assert "a tabular study has no LoRA: set name = 'fedavg'" in message
+        assert "a tabular study has no LoRA: set one of fedadagrad, fedadam, fedavg" in message
 
 
 def test_a_tabular_study_needs_features_and_a_label_and_refuses_what_is_of_texts():

@@ -1,18 +1,22 @@
 """Rounds as a state machine: whoever lies is refused with a code, and the round goes on."""
 
 from dataclasses import replace
+from itertools import permutations
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from huizhen.protocol.errors import AggregationError, ConfigError, WireError
+from huizhen.protocol.adapter import shapes_of
+from huizhen.protocol.errors import AggregationError, WireError
+from huizhen.protocol.strategy_terms import MIXED_RANKS, PARAMETERS
 from huizhen.protocol.study import parse_study
 from huizhen.protocol.wire import Message, decode, encode
 from huizhen.server.rounds import Coordinator, Receipt, RoundState
-from huizhen.strategies.base import StrategyState
 from huizhen.strategies.public_random import orthonormal_rows
+from huizhen.strategies.ranks import at_rank, site_rank
+from huizhen.strategies.stored import decode_state, encode_state
 
 
 def f32(values):
@@ -223,33 +227,115 @@ def test_with_equal_weights_those_present_count_alike():
     assert after.strategy.x[B].tolist() == [[19], [-2.75]]
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "ffa_ortho"])
-def test_a_coordinator_rebuilt_from_its_state_goes_on_bit_by_bit(strategy):
-    def random_update(coordinator, site, round):
-        rng = np.random.default_rng([round, *site.encode()])
-        shapes = coordinator.trained_shapes(coordinator.first(first_adapter()))
-        tensors = {n: rng.normal(size=shape).astype(np.float32) for n, shape in shapes.items()}
-        return update(coordinator, site, [0, 0], round=round, tensors=tensors)
+def random_update(coordinator, state, site):
+    rng = np.random.default_rng([state.round, *site.encode()])
+    shapes = coordinator.trained_shapes(state)
+    shapes = at_rank(shapes, site_rank(coordinator.study, site))
+    tensors = {n: rng.normal(size=shape).astype(np.float32) for n, shape in shapes.items()}
+    return update(coordinator, site, [0, 0], round=state.round, tensors=tensors)
 
+
+@pytest.mark.parametrize("strategy", PARAMETERS)
+def test_a_coordinator_rebuilt_from_its_state_goes_on_bit_by_bit(strategy):
     def run(crash):
         coordinator = Coordinator(study(strategy, count=4), SHAPES)
         state = coordinator.first(first_adapter())
+        coordinator = Coordinator(study(strategy, count=4), shapes_of(state.strategy.x))
         announced = []
         while not coordinator.is_finished(state):
-            if crash:  # all that is left is the round and the bytes of the adapter
-                saved = {name: value.tobytes() for name, value in state.strategy.x.items()}
-                x = {
-                    name: np.frombuffer(data, "<f4").reshape(SHAPES[name])
-                    for name, data in saved.items()
-                }
-                coordinator = Coordinator(study(strategy, count=4), SHAPES)
-                state = RoundState(round=state.round, strategy=StrategyState(x))
+            if crash:  # all that is left is the round and the bytes of the state
+                kept = decode_state(encode_state(state.strategy))
+                coordinator = Coordinator(study(strategy, count=4), shapes_of(kept.x))
+                state = RoundState(round=state.round, strategy=kept)
             announced.append(coordinator.announcement(state))
-            messages = [random_update(coordinator, site, state.round) for site in SIZES]
+            messages = [random_update(coordinator, state, site) for site in SIZES]
             state = coordinator.close_round(receive_all(coordinator, state, messages))
         return raw(state), announced
 
     assert run(crash=True) == run(crash=False)
+
+
+@pytest.mark.parametrize("strategy", PARAMETERS)
+def test_the_order_of_arrival_does_not_change_a_bit_of_any_strategy(strategy):
+    terms, results = study(strategy, quorum=2), set()
+    first = Coordinator(terms, SHAPES).first(first_adapter())
+    coordinator = Coordinator(terms, shapes_of(first.strategy.x))
+    for absent in (None, "south"):
+        for order in permutations(site for site in SIZES if site != absent):
+            messages = [random_update(coordinator, first, site) for site in order]
+            after = coordinator.close_round(receive_all(coordinator, first, messages))
+            results.add((absent, *sorted(raw(after).items())))
+    assert len(results) == 2  # with all, and without one
+
+
+RANKS = {"north": {"patients_public": 400, "rank": 2}, "south": {"patients_public": 400}}
+
+
+def of_ranks(strategy, combine="mean"):
+    return parse_study(
+        {
+            "study": {"name": "s", "seed": 5},
+            "base": {"name": "tiny"},
+            "adapter": {"target_modules": ["query"], "rank": 3},
+            "task": {"kind": "classification", "text": "{t}", "label": "y"},
+            "privacy": {"unit": "none"},
+            "strategy": {"name": strategy, "combine": combine},
+            "rounds": {"count": 3},
+            "sites": RANKS,
+        },
+        "study.toml",
+    )
+
+
+WIDE = {A: (3, 4), B: (5, 3), BIAS: (2,)}
+
+
+@pytest.mark.parametrize("strategy", sorted(MIXED_RANKS))
+def test_each_site_sends_its_own_rank_and_no_other(strategy):
+    rng = np.random.default_rng(2)
+    x = {name: rng.normal(size=shape).astype(np.float32) for name, shape in WIDE.items()}
+    terms = of_ranks(strategy)
+    state = Coordinator(terms, WIDE).first(x)
+    coordinator = Coordinator(terms, shapes_of(state.strategy.x))
+    shapes = coordinator.trained_shapes(state)
+    for site, wrong in (("north", 3), ("north", 1), ("south", 2)):
+        tensors = {n: np.zeros(s, np.float32) for n, s in at_rank(shapes, wrong).items()}
+        data = update(coordinator, site, [0, 0], tensors=tensors)
+        assert coordinator.receive(state, data)[1] == Receipt(None, "malformed")
+    while not coordinator.is_finished(state):
+        messages = [random_update(coordinator, state, site) for site in RANKS]
+        state = coordinator.close_round(receive_all(coordinator, state, messages))
+    assert state.strategy.x[B].shape == WIDE[B]
+    assert all(np.isfinite(value).all() for value in state.strategy.x.values())
+
+
+def test_what_a_site_of_a_lower_rank_has_not_trained_is_moved_by_the_others_alone():
+    x = {A: np.zeros((3, 4), np.float32), B: np.zeros((5, 3), np.float32), BIAS: f32([0, 0])}
+    for combine, third in (("mean", 2.0), ("median", 2.0)):
+        coordinator = Coordinator(of_ranks("ffa", combine), WIDE)
+        state = coordinator.first(x)
+        for site, rank, value in (("north", 2, 2), ("south", 3, 4)):
+            tensors = {B: np.full((5, rank), value, np.float32), BIAS: f32([0, 0])}
+            data = update(coordinator, site, [0, 0], tensors=tensors)
+            state, receipt = coordinator.receive(state, data)
+            assert receipt.refusal is None
+        after = coordinator.close_round(state).strategy.x[B]
+        assert after[0].tolist() == [3, 3, third]
+
+
+def test_a_rule_that_bears_liars_is_asked_in_place_of_the_mean():
+    sizes = dict.fromkeys("abcde", 100)
+    tables = study(sizes=sizes).resolved()
+    del tables["format"]
+    tables["strategy"] = {"name": "ffa_ortho", "combine": "trimmed_mean", "byzantine": 1}
+    terms = parse_study(tables, "s")
+    coordinator = Coordinator(terms, SHAPES)
+    state = coordinator.first(first_adapter())
+    values = {"a": [1, 1], "b": [2, 2], "c": [3, 3], "d": [4, 4], "e": [6000, -6000]}
+    messages = [update(coordinator, site, own) for site, own in values.items()]
+    after = coordinator.close_round(receive_all(coordinator, state, messages))
+    assert after.strategy.x[B].reshape(-1).tolist() == [1 + 3, -2 + 2]
+    assert after.given == ()
 
 
 def test_the_announcement_carries_only_what_is_trained():
@@ -285,8 +371,3 @@ def test_the_next_announcement_carries_the_next_round_and_the_new_adapter():
 def test_a_quorum_that_no_round_can_meet_is_refused_at_the_start(terms):
     with pytest.raises(AggregationError, match=r"quorum is \d, the study has \d sites"):
         Coordinator(terms, SHAPES)
-
-
-def test_an_unknown_strategy_is_refused_at_the_start():
-    with pytest.raises(ConfigError, match="did you mean 'fedavg'"):
-        Coordinator(study("fedavgg"), SHAPES)

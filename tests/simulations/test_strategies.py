@@ -1,0 +1,79 @@
+"""Every strategy, the whole way: sites train, the coordinator averages, the model is used."""
+
+import math
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from huizhen.protocol.strategy_terms import PARAMETERS
+from huizhen.simulations.experiment import load_experiment
+from huizhen.simulations.runner import run_experiment
+
+ROUNDS = 4
+
+
+@pytest.fixture
+def run(experiment_file, home, tmp_path):
+    """Run a federation of two hospitals and return its folder, its arm and what it came to."""
+
+    def run(terms, *changes, arm="federated", out="run"):
+        written = "\n".join(f"{key} = {value!r}".replace("'", '"') for key, value in terms.items())
+        experiment = load_experiment(
+            experiment_file(
+                ("[rounds]", f"[strategy]\n{written}\n\n[rounds]"),
+                ("count = 2", f"count = {ROUNDS}"),
+                ('site = "hospital"', f'site = "hospital"\narms = ["{arm}"]'),
+                *changes,
+            )
+        )
+        folder = tmp_path / out
+        return folder, run_experiment(experiment, folder, home=home)["arms"][arm]
+
+    return run
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_federation_learns_with_each_strategy_and_its_adapter_is_exported(run, name):
+    terms = {"name": name}
+    if name == "ffa_refresh":
+        terms["every"] = 2
+    folder, arm = run(terms)
+    losses = [entry["loss"] for entry in arm["rounds"]]
+    assert len(losses) == ROUNDS
+    assert all(math.isfinite(loss) for loss in losses)
+    assert losses[-1] < losses[0]
+    exported = load_file(folder / "federated" / "adapter_model.safetensors")
+    ranks = {value.shape[0] for key, value in exported.items() if key.endswith("lora_A.weight")}
+    # two sites of rank 2: flora and fedex merge 4 ranks in each round, ffa_refresh 2 twice
+    assert ranks == {{"flora": 18, "fedex": 18, "ffa_refresh": 6}.get(name, 2)}
+    for key in (key for key in exported if key.endswith("lora_A.weight")):
+        left = exported[key.replace("lora_A", "lora_B")].astype(np.float64)
+        assert np.abs(left @ exported[key]).max() > 0
+    down = [entry["bytes_down"] for entry in arm["rounds"]]
+    is_growing = name in ("flora", "fedex", "ffa_refresh")
+    assert (down[-1] > down[0]) is is_growing
+
+
+@pytest.mark.parametrize("name", ["fedprox", "fed_sb", "ffa_refresh", "rolora", "svd", "flora"])
+def test_a_private_federation_runs_with_each_kind_of_strategy(run, name):
+    _, arm = run({"name": name}, arm="federated_dp")
+    assert all(7.9 < spent <= 8 for spent in arm["epsilon"].values())
+    assert len(arm["rounds"]) == ROUNDS
+
+
+@pytest.mark.parametrize("name", ["ffa_ortho", "svd"])
+def test_a_hospital_whose_hardware_carries_less_takes_part(run, name):
+    sites = "[sites.North]\npatients_public = 10\nrank = 1\n[sites.South]\npatients_public = 10\n"
+    _, whole = run({"name": name}, out="whole")
+    _, arm = run({"name": name}, ("[simulation]", f"{sites}\n[simulation]"))
+    sent = [[entry["bytes_up"] for entry in one["rounds"]] for one in (arm, whole)]
+    assert all(less < all_ranks for less, all_ranks in zip(*sent, strict=True))
+    losses = [entry["loss"] for entry in arm["rounds"]]
+    assert losses[-1] < losses[0]
+
+
+def test_the_arms_of_one_site_train_without_what_combines_many(run):
+    _, arm = run({"name": "fedadam"}, arm="pooled")
+    _, plain = run({"name": "fedavg"}, arm="pooled", out="plain")
+    assert arm["per_seed"][0]["adapter"] == plain["per_seed"][0]["adapter"]
