@@ -113,7 +113,7 @@ def light_study(sites: Sequence[str], rounds: int) -> Study:
     return Study(
         study=About(name="federation benchmark"),
         base=BaseTerms(name="none"),
-        adapter=AdapterTerms(target_modules=("layers",)),
+        adapter=AdapterTerms(target_modules=("layers",), rank=1),
         task=TaskTerms(kind="classification", text="{text}", label="label", labels=("a", "b")),
         privacy=PrivacyTerms(unit="none"),
         strategy=StrategyTerms(name="fedavg"),

@@ -26,7 +26,7 @@ from huizhen.strategies.base import (
     StrategyState,
 )
 from huizhen.strategies.catalogue import make_strategy, site_shares
-from huizhen.strategies.ranks import at_rank, padded, site_rank
+from huizhen.strategies.ranks import at_rank, padded
 from huizhen.strategies.robust import rule_of
 
 Combined = Tensors | tuple[Given, ...]
@@ -127,10 +127,10 @@ class Coordinator:
         """Return the tensors that the site trains which an update says it is of."""
         shapes = self.trained_shapes(state)
         try:
-            site = declared_site(data)
+            site = self.study.sites.get(declared_site(data))
         except WireError:  # is refused for it later
             return shapes
-        return at_rank(shapes, site_rank(self.study, site)) if site in self.shares else shapes
+        return shapes if site is None or site.rank is None else at_rank(shapes, site.rank)
 
     def count(self, state: RoundState, update: Message) -> RoundState:
         """Return the state with a checked update counted.
