@@ -19,7 +19,6 @@ is done again, one that is there is not.
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -29,6 +28,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from huizhen.benchmarks.resumable import Done, append, read_results
 from huizhen.learning.bases import resolve
 from huizhen.learning.model import AdaptedModel
 from huizhen.protocol.strategy_terms import StrategyTerms
@@ -78,9 +78,6 @@ class Unit:
         return json.dumps([self.task, self.method, self.epsilon, self.rate, self.seed])
 
 
-Done = dict[str, dict[str, Any]]
-
-
 def plan(done: Done, *, fed6: bool) -> Iterator[Unit]:
     """Give the runs in order; those that depend on results come once these are there.
 
@@ -107,14 +104,14 @@ def _stage(done: Done, methods: Sequence[str], epsilons: Sequence[float | None])
     for seed in SEEDS:  # the outer one: a cohort is read once
         for epsilon in epsilons:
             for method in methods:
-                rate = best_rate(done, method, epsilon)
-                if rate is not None:
-                    yield Unit("generated", method, epsilon, rate, seed)
+                best = best_rate(done, method, epsilon)
+                if best is not None:
+                    yield Unit("generated", method, epsilon, best, seed)
 
 
 def best_rate(done: Done, method: str, epsilon: float | None) -> float | None:
     """Return the rate with the best figure on the tuning cohort; None until all are there."""
-    found = {}
+    found: dict[float, float] = {}
     for rate in RATES[epsilon is not None]:
         one = done.get(Unit("tuning", method, epsilon, rate, TUNING_SEED).key)
         if one is None:
@@ -250,25 +247,9 @@ def study_of(study: Study, unit: Unit) -> Study:
     return replace(study, rounds=replace(study.rounds, count=10, local_steps=4), privacy=privacy)
 
 
-def read_results(path: Path) -> Done:
-    """Return the results so far by key; a line that was cut by a kill is left out."""
-    found: Done = {}
-    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
-        try:
-            one = json.loads(line)
-        except ValueError:
-            continue
-        names = ("task", "method", "epsilon", "rate", "seed")
-        found[Unit(*(one[name] for name in names)).key] = one
-    return found
-
-
-def append(path: Path, result: Mapping[str, Any]) -> None:
-    """Add one result, on the disk when this returns."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(result) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+def key_of(result: Mapping[str, Any]) -> str:
+    """Return the name of a result."""
+    return Unit(*(result[name] for name in ("task", "method", "epsilon", "rate", "seed"))).key
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -282,12 +263,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), metavar="DIR")
     parser.add_argument("--home", type=Path, metavar="DIR", help="where base models are cached")
     terms = parser.parse_args(arguments)
+    terms.out.mkdir(parents=True, exist_ok=True)
     path, begin = terms.out / "results.jsonl", time.monotonic()
     has_fed6 = (terms.data / "rare_disease_fed6").is_dir()
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(terms.home, terms.data, Path(scratch))
         while True:
-            done = read_results(path)
+            done = read_results(path, key_of)
             units = list(plan(done, fed6=has_fed6))
             left = [unit for unit in units if unit.key not in done]
             if not left or time.monotonic() - begin > 60 * terms.minutes:
