@@ -8,8 +8,13 @@ from huizhen.benchmarks.robustness import ATTACKS, RULES, SEEDS, Unit, key_of, l
 from huizhen.server.validation import update_norm
 from huizhen.strategies.robust import rule_of
 
-UPDATE = {"l.lora_B": np.array([[1.0, -2.0]], np.float32), "head.bias": np.float32([2.0])}
-DRIFT = {"l.lora_B": np.float32([[0.0, 6.0]]), "head.bias": np.float32([8.0])}
+
+def f32(values):
+    return np.array(values, np.float32)
+
+
+UPDATE = {"l.lora_B": f32([[1, -2]]), "head.bias": f32([2])}
+DRIFT = {"l.lora_B": f32([[0, 6]]), "head.bias": f32([8])}
 
 
 def flat(tensors):
@@ -32,14 +37,12 @@ def test_every_rule_meets_every_lie_and_the_honest_mean_comes_first():
     assert found[0] == Unit("mean", "none", SEEDS[0])
     for rule in RULES:
         combine = rule.split(",")[0]
-        assert combine == "mean" or rule_of(combine, 1, 1.0)
+        if combine != "mean":
+            rule_of(combine, 1, 1.0)
 
 
 def test_bound_and_radius_are_those_of_honest_updates(make_study):
-    sites = {name: {"patients_public": 9} for name in "abcdef"}
-    study = make_study(sites=sites)
-    sites_of = dict.fromkeys("abcdef", study.sites["a"])
-    study = robustness.replace(study, sites=sites_of)
+    study = make_study(sites={name: {"patients_public": 9} for name in "CDEF"})
     plain = study_of(study, Unit("mean", "none", 2), None)
     assert plain.rounds.max_update_norm == 1e4
     assert (plain.study.seed, plain.quorum, plain.privacy.unit) == (2, 5, "none")
