@@ -190,6 +190,7 @@ class Merged:
                     f"[base] dtype is {str(weight.dtype).removeprefix('torch.')}, which rounds "
                     "away what this strategy merges: set dtype = 'float32', or another strategy"
                 )
-            own = self._own.setdefault(module, weight.detach().clone())
+            if module not in self._own:
+                self._own[module] = weight.detach().clone()
             product = torch.tensor(left) @ torch.tensor(right)
-            weight.copy_(own + layer.scaling["default"] * product)
+            weight.copy_(self._own[module] + layer.scaling["default"] * product)

@@ -36,6 +36,12 @@ SEE_EACH_UPDATE = frozenset({"flora", "fedex", "svd", "hetlora"})
 MIXED_RANKS = frozenset({"ffa", "ffa_ortho", "ffa_refresh", "flora", "svd", "hetlora"})
 """They take updates of sites whose hardware carries fewer ranks than the study has."""
 
+MERGES = frozenset({"ffa_refresh", "flora", "fedex"})
+"""They merge what was learnt into the base's weights."""
+
+LEAST_SHARE = 2.0**-14
+# of a site: the sum's grid of 2^-36 leaves its update too few bits below that
+
 WITHOUT_LORA = frozenset({"fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad"})
 """They average whatever is trained, a tabular model's weights too."""
 
@@ -135,6 +141,20 @@ class StrategyTerms:
             return StrategyTerms(name="fedavg")
         own = {name: getattr(self, name) for name in PARAMETERS[self.name]}
         return StrategyTerms(name=self.name, **own)
+
+    def check_rounds(self, count: int) -> None:
+        """Refuse a parameter that so few rounds leave without effect.
+
+        Raises:
+            ValueError: by name.
+        """
+        for name in ("every", "warm_rounds"):
+            value = getattr(self, name)
+            if value is not None and value >= count:
+                raise ValueError(
+                    f"{name} is {value}, the study has {count} rounds: with {self.name!r} it must "
+                    "be lower"
+                )
 
     def check_sites(self, sites: int, quorum: int) -> None:
         """Refuse a rule that so few sites cannot carry.

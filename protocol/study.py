@@ -14,7 +14,14 @@ from typing import Any
 import rfc8785
 
 from huizhen.protocol.errors import ConfigError
-from huizhen.protocol.strategy_terms import MIXED_RANKS, WITHOUT_LORA, StrategyTerms
+from huizhen.protocol.strategy_terms import (
+    LEAST_SHARE,
+    MERGES,
+    MIXED_RANKS,
+    WITHOUT_LORA,
+    StrategyTerms,
+    shares_of,
+)
 from huizhen.protocol.strict import build, check_keys
 from huizhen.protocol.study_terms import (
     About,
@@ -87,15 +94,33 @@ class Study:
         """Refuse a way to average that these sites, or this base, cannot carry."""
         terms = self.strategy
         try:
+            terms.check_rounds(self.rounds.count)
             terms.check_sites(len(self.sites), self.quorum)
         except ValueError as error:
             raise ConfigError(f"[strategy] {error}") from error
         for name, site in self.sites.items():
             self._check_rank(name, site)
+        self._check_shares()
+        if terms.name in MERGES and self.base is not None and self.base.dtype != "float32":
+            raise ConfigError(
+                f"[base] dtype is {self.base.dtype!r}, which rounds away what {terms.name!r} "
+                "merges: set dtype = 'float32', or another strategy"
+            )
         if terms.weights == "inverse_variance" and not self.is_private:
             raise ConfigError(
                 "[strategy] weights is 'inverse_variance', without noise (unit 'none') there is no "
                 "variance to know: set 'equal' or 'public'"
+            )
+
+    def _check_shares(self) -> None:
+        """Refuse a weight so small that little of a site's update would be left."""
+        sizes = {name: site.patients_public for name, site in self.sites.items()}
+        shares = shares_of(self.strategy.weights, sizes)
+        least = min(shares, key=lambda name: shares[name])
+        if shares[least] < LEAST_SHARE:
+            raise ConfigError(
+                f"[strategy] weights gives site {least!r} a share of {shares[least]:.1e}, its "
+                f"update would be rounded away: it must be {LEAST_SHARE:.1e} or more"
             )
 
     def _check_rank(self, name: str, site: SiteTerms) -> None:
@@ -106,6 +131,11 @@ class Study:
             raise ConfigError(
                 f"[sites.{name}] rank is {site.rank}, with {self.strategy.name!r} all sites train "
                 f"one rank: remove it, or name one of {', '.join(sorted(MIXED_RANKS))}"
+            )
+        if self.strategy.combine != "mean":
+            raise ConfigError(
+                f"[sites.{name}] rank is {site.rank}, combine {self.strategy.combine!r} would take "
+                "what a site cannot train for a vote against it: set combine = 'mean'"
             )
         if site.rank > self.adapter.rank:
             raise ConfigError(

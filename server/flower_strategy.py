@@ -97,14 +97,15 @@ class FlowerStrategy(FedAvg):
         counted: list[RecordDict] = []
         given: list[Given] = []
         for message in arrived:
-            found = self._update(message, names)
+            found, weight = self._update(message, names), self._weight(message)
+            found = "no_weight" if weight is None else found
             node = message.metadata.src_node_id
-            if isinstance(found, str) or any(one.site == _site(node) for one in given):
+            is_second = any(one.site == _site(node) for one in given)
+            if weight is None or isinstance(found, str) or is_second:
                 code = found if isinstance(found, str) else "duplicate"
                 self.refused.append((server_round, node, code))
                 log(WARNING, "reply of node %s in round %s is %s", node, server_round, code)
                 continue
-            weight = self._weight(message)
             given.append(Given(_site(node), weight, found))
             counted.append(message.content)
         if not given:
@@ -137,7 +138,7 @@ class FlowerStrategy(FedAvg):
         ranks = {value.shape[0] for name, value in first.items() if name.endswith(A)}
         if not ranks and self._terms.name not in ("fedavg", "fedprox"):
             log(WARNING, "no array is a LoRA factor (….lora_A.weight): all are averaged alike")
-        public = Public(self._seed, max(ranks, default=0) * self._sites)
+        public = Public(self._seed, max(ranks, default=0) * self._sites, self._sites)
         self._strategy = strategy_of(self._terms, public)
         self._state = self._strategy.init(first)
         self._shapes = shapes_of(self._state.x)
@@ -171,17 +172,15 @@ class FlowerStrategy(FedAvg):
             return "not_finite"
         return "norm_too_large" if update_norm(update) > self._max_norm else update
 
-    def _weight(self, message: Message) -> float:
+    def _weight(self, message: Message) -> float | None:
+        """Return how much a reply counts; None if it does not say so."""
         if not self._weighted:
             return 1.0
         for record in message.content.metric_records.values():
             value = record.get(self.weighted_by_key)
             if isinstance(value, int | float) and 0 < value < float("inf"):
                 return float(value)
-        raise ConfigError(
-            f"a reply has no metric {self.weighted_by_key!r} of more than 0: send it, or set "
-            "weights = 'equal'"
-        )
+        return None
 
     def _after(self, given: list[Given], round: int) -> StrategyState:
         state, strategy = self._state, self._strategy
@@ -230,6 +229,11 @@ def as_flower_strategy(
         terms.check_sites(sites, sites)
     except ValueError as error:
         raise ConfigError(f"as_flower_strategy(): {error}") from error
+    if terms.combine != "mean" and weights != "equal":
+        raise ConfigError(
+            f"combine is {terms.combine!r}, a node that lies about its examples would decide it: "
+            "set weights = 'equal'"
+        )
     if terms.weights != "equal":
         raise ConfigError("weights of a study have no meaning here: use 'num-examples' or 'equal'")
     return FlowerStrategy(

@@ -54,7 +54,7 @@ def choices(shapes: Shapes, *, sites: int, rounds: int) -> list[Choice]:
     found = []
     rank = max((shape[0] for name, shape in shapes.items() if name.endswith(A)), default=0)
     for name in PARAMETERS:
-        strategy = strategy_of(StrategyTerms(name=name), Public(0, rank * sites))
+        strategy = strategy_of(StrategyTerms(name=name), Public(0, rank * sites, sites))
         own = dict(shapes)
         if name == "fed_sb":
             own |= {n.removesuffix(B) + CORE: (rank, rank) for n in shapes if n.endswith(B)}

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from huizhen.protocol.adapter import Array, Shapes, Tensors
-from huizhen.protocol.errors import AggregationError
+from huizhen.protocol.errors import AggregationError, ConfigError
 
 A, B, CORE = ".lora_A", ".lora_B", ".lora_R"
 MERGED_A, MERGED_B = ".merged_A", ".merged_B"
@@ -41,7 +41,7 @@ class Facts:
     linear: bool
     # works on the sum of the updates alone, so it can run under secure sums
     exact: bool
-    # the aggregated product is the mean of the sites' products
+    # what changes in the product is the mean of what changed in the sites' products
     mixed_ranks: bool
     # sites may train fewer ranks than the study has
     sees_individual_updates: bool
@@ -119,8 +119,8 @@ class Stacking(Strategy):
         """
 
 
-def add(x: Tensors, update: Tensors) -> dict[str, Array]:
-    """Return x + update; tensors that have no update stay as they are.
+def check_fits(x: Tensors, update: Tensors) -> None:
+    """Refuse an update that is not one of an adapter.
 
     Raises:
         AggregationError: a tensor of the update is unknown or has another shape.
@@ -129,6 +129,40 @@ def add(x: Tensors, update: Tensors) -> dict[str, Array]:
         if name not in x or x[name].shape != delta.shape:
             found = x[name].shape if name in x else "no such tensor"
             raise AggregationError(f"update of {name!r} is {delta.shape}, the adapter has {found}")
+
+
+def check_frozen(update: Tensors, ends: tuple[str, ...]) -> None:
+    """Refuse an update of what a strategy freezes.
+
+    Raises:
+        AggregationError: it holds a tensor whose name has one of these ends.
+    """
+    for name in update:
+        if name.endswith(ends):
+            raise AggregationError(f"update holds {name!r}, which is frozen in this round")
+
+
+def check_ranks(x: Tensors) -> None:
+    """Refuse a rank that a layer cannot have.
+
+    Raises:
+        ConfigError: the rank is over a layer's height or width.
+    """
+    for module in modules(x):
+        (height, rank), (_, width) = x[module + B].shape, x[module + A].shape
+        if rank > min(height, width):
+            raise ConfigError(
+                f"[adapter] rank is {rank}, layer {module!r} is {height} x {width}: lower rank"
+            )
+
+
+def add(x: Tensors, update: Tensors) -> dict[str, Array]:
+    """Return x + update; tensors that have no update stay as they are.
+
+    Raises:
+        AggregationError: a tensor of the update is unknown or has another shape.
+    """
+    check_fits(x, update)
     return {name: value + update[name] if name in update else value for name, value in x.items()}
 
 

@@ -32,7 +32,7 @@ _MAKERS: dict[str, Callable[["Public", dict[str, Any]], Strategy]] = {
     "ffa_refresh": lambda public, own: FfaRefresh(seed=public.seed, **own),
     "rolora": lambda public, own: RoLora(**own),
     "flora": lambda public, own: FLora(seed=public.seed, ranks=public.ranks),
-    "fedex": lambda public, own: FedEx(ranks=public.ranks),
+    "fedex": lambda public, own: FedEx(ranks=public.ranks - public.ranks // max(1, public.sites)),
     "svd": lambda public, own: Svd(),
     "fedsvd": lambda public, own: FedSvd(seed=public.seed),
     "hetlora": lambda public, own: HetLora(),
@@ -48,12 +48,13 @@ class Public:
     # of shared random bases
     ranks: int
     # of all sites together
+    sites: int
 
 
 def make_strategy(study: Study) -> Strategy:
     """Return the strategy that the study names."""
     ranks = sum(site_rank(study, name) or 0 for name in study.sites)
-    return strategy_of(study.strategy, Public(study.study.seed, ranks))
+    return strategy_of(study.strategy, Public(study.study.seed, ranks, len(study.sites)))
 
 
 def strategy_of(terms: StrategyTerms, public: Public) -> Strategy:

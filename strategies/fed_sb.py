@@ -15,7 +15,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from huizhen.protocol.adapter import Shapes, Tensors
-from huizhen.strategies.base import CORE, A, Averaging, B, Facts, StrategyState, add, modules
+from huizhen.strategies.base import (
+    CORE,
+    A,
+    Averaging,
+    B,
+    Facts,
+    StrategyState,
+    add,
+    check_frozen,
+    modules,
+)
 from huizhen.strategies.ffa import drawn_rows
 
 
@@ -51,6 +61,7 @@ class FedSb(Averaging):
         """Return the state after adding the mean update.
 
         Raises:
-            AggregationError: the update does not fit the adapter.
+            AggregationError: the update holds a factor, or does not fit the adapter.
         """
+        check_frozen(combined, (A, B))
         return StrategyState(add(state.x, combined), state.moments)

@@ -3,8 +3,8 @@
 Singhal et al., "FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning of Foundation
 Models", ACL 2025 (https://arxiv.org/abs/2410.09432): with B̄ and Ā the mean factors,
 W ← W + s·(Σ p_i B_i A_i − B̄Ā), so that nothing of the mean product is lost. The residual is
-Σ p_i (B_i − B̄)(A_i − Ā), kept as a pair of factors: what was merged goes down in every round, the
-sites' ranks together more each time until the layer is full.
+Σ p_i (B_i − B̄)(A_i − A_N), of rank (N − 1)·r, kept as a pair of factors: what was merged goes down
+in every round, so many ranks more each time until the layer is full.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class FedEx(Stacking):
     """Both factors are trained and averaged; the residual is merged."""
 
     ranks: int
-    # of all sites together
+    # of all sites but one together
 
     facts = Facts(linear=False, exact=True, mixed_ranks=False, sees_individual_updates=True)
 
@@ -52,8 +52,10 @@ class FedEx(Stacking):
             terms = factors(state.x, given, module)
             mean_B = f32(np.sum([share * left for share, left, _ in terms], axis=0))
             mean_A = f32(np.sum([share * right for share, _, right in terms], axis=0))
-            residual = [(p, left - mean_B, right - mean_A) for p, left, right in terms]
+            # Σ p_i (B_i − B̄) = 0, so that one site's A may stand for Ā: one rank-r term less.
+            residual = [(p, left - mean_B, right - terms[-1][2]) for p, left, right in terms[:-1]]
             rank = rank_after(round, self.ranks, shapes, module)
-            x |= merge(state.x, module, residual, rank)
+            if self.ranks:
+                x |= merge(state.x, module, residual, rank)
             x[module + B], x[module + A] = mean_B, mean_A
         return StrategyState(x, state.moments)

@@ -1,7 +1,8 @@
 """Optimisers at the coordinator: the mean update is taken for a gradient.
 
 Reddi et al., "Adaptive Federated Optimization", ICLR 2021, Algorithm 2 (https://arxiv.org/abs/2003.00295),
-without bias correction: with Δ the mean update, m ← β₁m + (1 − β₁)Δ and, by coordinate,
+without bias correction and, a departure, from v = 0: with Δ the mean update,
+m ← β₁m + (1 − β₁)Δ and, by coordinate,
 
     fedadagrad   v ← v + Δ²
     fedyogi      v ← v − (1 − β₂)Δ² sign(v − Δ²)
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from huizhen.protocol.adapter import Array, Shapes, Tensors
-from huizhen.strategies.base import Averaging, Facts, StrategyState, add
+from huizhen.strategies.base import Averaging, Facts, StrategyState, add, check_fits
 
 Values = NDArray[np.float64]
 
@@ -47,9 +48,10 @@ class FedAvgM(Averaging):
 
     def step(self, state: StrategyState, combined: Tensors, round: int) -> StrategyState:
         """Return the state after a step along the momentum."""
+        check_fits(state.x, combined)
         momentum = {
             name: _f32(self.beta1 * state.moments["m"][name] + delta.astype(np.float64))
-            for name, delta in _fitting(state, combined).items()
+            for name, delta in combined.items()
         }
         steps = {name: _f32(self.server_learning_rate * m) for name, m in momentum.items()}
         return StrategyState(add(state.x, steps), {"m": {**state.moments["m"], **momentum}})
@@ -78,8 +80,9 @@ class _FedOpt(Averaging):
         Raises:
             AggregationError: the update does not fit the adapter.
         """
+        check_fits(state.x, combined)
         first, second, steps = {}, {}, {}
-        for name, delta in _fitting(state, combined).items():
+        for name, delta in combined.items():
             gradient = delta.astype(np.float64)
             m = self.beta1 * state.moments["m"][name] + (1 - self.beta1) * gradient
             v = self._second(state.moments["v"][name].astype(np.float64), gradient**2)
@@ -132,12 +135,6 @@ class FedAdam(_FedOpt):
 
     def _second(self, v: Values, squared: Values) -> Values:
         return self.beta2 * v + (1 - self.beta2) * squared
-
-
-def _fitting(state: StrategyState, combined: Tensors) -> Tensors:
-    """Return the update after ``add`` has had the chance to refuse it."""
-    add(state.x, combined)
-    return combined
 
 
 def _zeros(x: Tensors) -> dict[str, Array]:

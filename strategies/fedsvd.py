@@ -18,8 +18,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from huizhen.protocol.adapter import Shapes, Tensors
-from huizhen.protocol.errors import AggregationError
-from huizhen.strategies.base import A, Averaging, B, Facts, StrategyState, add, modules
+from huizhen.strategies.base import (
+    A,
+    Averaging,
+    B,
+    Facts,
+    StrategyState,
+    add,
+    check_frozen,
+    check_ranks,
+    modules,
+)
 from huizhen.strategies.ffa import with_orthonormal_rows
 from huizhen.strategies.products import f32
 
@@ -36,8 +45,9 @@ class FedSvd(Averaging):
         """Return the state before the first round, every A with orthonormal rows of the seed.
 
         Raises:
-            ConfigError: the rank is larger than a layer is wide.
+            ConfigError: the rank is larger than a layer.
         """
+        check_ranks(x)
         return StrategyState(with_orthonormal_rows(x, self.seed))
 
     def trains(self, shapes: Shapes, round: int) -> frozenset[str]:
@@ -54,9 +64,7 @@ class FedSvd(Averaging):
         Raises:
             AggregationError: the update holds an A, or does not fit the adapter.
         """
-        for name in combined:
-            if name.endswith(A):
-                raise AggregationError(f"update holds {name!r}, A is turned by the coordinator")
+        check_frozen(combined, (A,))
         x = add(state.x, combined)
         for module in modules(x):
             left = x[module + B].astype(np.float64)

@@ -16,8 +16,8 @@ of the one A. Where others are 0 in its update the sum of products is still the 
 from dataclasses import dataclass
 
 from huizhen.protocol.adapter import Array, Shapes, Tensors, in_order
-from huizhen.protocol.errors import AggregationError, ConfigError
-from huizhen.strategies.base import A, Averaging, Facts, StrategyState, add
+from huizhen.protocol.errors import ConfigError
+from huizhen.strategies.base import A, Averaging, Facts, StrategyState, add, check_frozen
 from huizhen.strategies.public_random import orthonormal_rows
 
 
@@ -41,9 +41,7 @@ class Ffa(Averaging):
         Raises:
             AggregationError: the update holds an A, or does not fit the adapter.
         """
-        for name in combined:
-            if name.endswith(A):
-                raise AggregationError(f"update holds {name!r}, A is frozen")
+        check_frozen(combined, (A,))
         return StrategyState(add(state.x, combined), state.moments)
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from huizhen.protocol.adapter import Array, Shapes, Tensors
-from huizhen.protocol.errors import AggregationError
 from huizhen.strategies.base import (
     MERGED_A,
     MERGED_B,
@@ -25,6 +24,7 @@ from huizhen.strategies.base import (
     Facts,
     StrategyState,
     add,
+    check_frozen,
     modules,
 )
 from huizhen.strategies.ffa import drawn_rows, with_orthonormal_rows
@@ -76,9 +76,7 @@ class FfaRefresh(Averaging):
         Raises:
             AggregationError: the update holds an A, or does not fit the adapter.
         """
-        for name in combined:
-            if name.endswith(A):
-                raise AggregationError(f"update holds {name!r}, A is frozen")
+        check_frozen(combined, (A,))
         x = add(state.x, combined)
         if round % self.every:
             return StrategyState(x, state.moments)

@@ -9,6 +9,7 @@ What was merged goes down in every round, Σ r_i ranks more each time until the 
 of each round is drawn from the public seed, B is 0: neither is sent.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,6 +71,6 @@ class FLora(Stacking):
         for module in modules(x):
             name, shape = module + A, x[module + A].shape
             if round > 1:
-                found[name] = uniform(self.seed, f"{name}/{round}", shape, shape[1] ** -0.5)
+                found[name] = uniform(self.seed, f"{name}/{round}", shape, 1 / math.sqrt(shape[1]))
             found[module + B] = np.zeros_like(x[module + B])
         return found

@@ -6,6 +6,9 @@ its share is w_i·S_i / Σ w_j·S_j (the paper's S_i / Σ S_j where weights are 
 padded to the greatest rank, averaged apart, and cut for each site. Not exact. The paper's pruning
 of a site's own rank is not here: a site's rank is what its hardware carries, and public.
 
+A site of lower rank counts as 0 in the ranks that it does not hold, as in the paper: they shrink in
+every round. ``svd`` and ``ffa`` take them for unchanged.
+
 Norms are of the sites' own updates: under DP they are of noised ones, and this costs nothing more.
 """
 

@@ -3,7 +3,8 @@
 Each value is rounded to a multiple of 2^-36 after it is multiplied by its site's share w_i / Σw
 over *all* sites of the study, which is public before the round; the sums are of integers, so
 addition is associative, and it is the arithmetic that secure sums use. With |Δ| ≤ 2^20 and shares
-that sum to 1 no sum leaves 2^57. The rounding of n sites adds at most n·2^-37 to a value.
+that sum to 1 no sum leaves 2^57. The rounding of n sites adds at most n·2^-37 to a sum, and as much
+over the shares of those present to a mean: a study has no share under 2^-14.
 
 Memory is one accumulator of the adapter's size, whatever the number of sites.
 """

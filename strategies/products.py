@@ -35,7 +35,7 @@ def svd(left: Matrix, right: Matrix, rank: int) -> tuple[Matrix, Matrix, Matrix]
     """Return the singular value decomposition of left · right, cut to ``rank``.
 
     It is the nearest matrix of that rank (Eckart and Young 1936). The largest entry of each left
-    vector is positive, so that equal products have equal factors.
+    vector is positive; which that is may hang on rounding where two are as large.
 
     Args:
         left: d × R.
@@ -47,7 +47,7 @@ def svd(left: Matrix, right: Matrix, rank: int) -> tuple[Matrix, Matrix, Matrix]
     """
     outer, upper = np.linalg.qr(left)
     inner, lower = np.linalg.qr(right.T)
-    u, values, vt = np.linalg.svd(upper @ lower.T)
+    u, values, vt = np.linalg.svd(upper @ lower.T, full_matrices=False)
     left_vectors, right_vectors = outer @ u[:, :rank], vt[:rank] @ inner.T
     largest = np.abs(left_vectors).argmax(axis=0)
     signs = np.where(left_vectors[largest, np.arange(rank)] < 0, -1.0, 1.0)

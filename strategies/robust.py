@@ -56,7 +56,7 @@ def geometric_median(given: Sequence[Given]) -> Tensors:
     """Return the point with the least weighted sum of distances to the updates.
 
     Weiszfeld's iteration from the mean, each update weighing p_i / max(ν, its distance) with
-    ν = 1e-6 of the largest distance, until no weight moves by more than 1e-12.
+    ν = 1e-6 of the median distance between updates, until no weight moves by more than 1e-12.
     """
     given = in_turn(given)
     return _weighted(given, _median_weights(given, _distances(given)))
@@ -89,8 +89,7 @@ def centred_clipping(given: Sequence[Given], radius: float) -> Tensors:
     squared = _distances(given)
     weights, shares = _median_weights(given, squared), _shares(given)
     for _ in range(_CLIPPING_STEPS):
-        lengths = np.maximum(_lengths(squared, weights), np.finfo(np.float64).tiny)
-        steps = shares * np.minimum(1.0, radius / lengths)
+        steps = shares * (radius / np.maximum(_lengths(squared, weights), radius))
         weights = weights * (1 - steps.sum()) + steps
     return _weighted(given, weights)
 
@@ -120,8 +119,11 @@ def _shares(given: Sequence[Given]) -> Rows:
 
 def _median_weights(given: Sequence[Given], squared: Rows) -> Rows:
     shares = weights = _shares(given)
-    least = SMOOTHING * float(squared.max()) ** 0.5
-    for _ in range(_MOST_STEPS if least else 0):
+    lengths = np.sqrt(squared)
+    # By the middle of the updates, so that a liar far away does not set what counts as near.
+    least = SMOOTHING * float(np.median(np.median(lengths, axis=1)))
+    least = least or SMOOTHING * float(lengths[lengths > 0].min(initial=np.inf))
+    for _ in range(_MOST_STEPS if least < np.inf else 0):
         pulls = shares / np.maximum(least, _lengths(squared, weights))
         before, weights = weights, pulls / pulls.sum()
         if np.abs(weights - before).max() <= 1e-12:

@@ -13,7 +13,7 @@ of its own. While B = 0 the gradient of A is 0 and under DP its rounds would be 
 from dataclasses import dataclass
 
 from huizhen.protocol.adapter import Shapes, Tensors
-from huizhen.strategies.base import A, Averaging, B, Facts, StrategyState, add
+from huizhen.strategies.base import A, Averaging, B, Facts, StrategyState, add, check_frozen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +30,7 @@ class RoLora(Averaging):
 
     def trains(self, shapes: Shapes, round: int) -> frozenset[str]:
         """Return the head and one of the factors."""
-        turn = round - self.warm_rounds
-        frozen = A if turn < 1 or turn % 2 else B
-        return frozenset(name for name in shapes if not name.endswith(frozen))
+        return frozenset(name for name in shapes if not name.endswith(self._frozen(round)))
 
     def announces(self, shapes: Shapes, round: int) -> Shapes:
         """Return everything."""
@@ -42,6 +40,11 @@ class RoLora(Averaging):
         """Return the state after adding the mean update.
 
         Raises:
-            AggregationError: the update does not fit the adapter.
+            AggregationError: the update holds the factor whose turn it is not, or does not fit.
         """
+        check_frozen(combined, (self._frozen(round),))
         return StrategyState(add(state.x, combined), state.moments)
+
+    def _frozen(self, round: int) -> str:
+        turn = round - self.warm_rounds
+        return A if turn < 1 or turn % 2 else B

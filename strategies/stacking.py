@@ -7,7 +7,7 @@ import numpy as np
 from huizhen.protocol.adapter import Array, Shapes, Tensors
 from huizhen.protocol.errors import AggregationError
 from huizhen.strategies.base import MERGED_A, MERGED_B, A, B, Given, modules, pair
-from huizhen.strategies.products import Term, f32, stack, svd
+from huizhen.strategies.products import Term, f32, stack
 
 
 def in_turn(given: Sequence[Given]) -> list[Given]:
@@ -76,7 +76,7 @@ def rank_after(rounds: int, added: int, shapes: Shapes, module: str) -> int:
 def merged_shapes(rounds: int, added: int, shapes: Shapes) -> dict[str, tuple[int, ...]]:
     """Return the shapes of what is merged after so many rounds, by name."""
     found: dict[str, tuple[int, ...]] = {}
-    for module in modules(shapes) if rounds else ():
+    for module in modules(shapes) if rounds and added else ():
         rank = rank_after(rounds, added, shapes, module)
         found[module + MERGED_B] = (shapes[module + B][0], rank)
         found[module + MERGED_A] = (rank, shapes[module + A][1])
@@ -86,18 +86,26 @@ def merged_shapes(rounds: int, added: int, shapes: Shapes) -> dict[str, tuple[in
 def merge(x: Tensors, module: str, terms: Sequence[Term], rank: int) -> dict[str, Array]:
     """Return the merged pair of a module with a weighted sum of products added, ``rank`` wide.
 
-    Exact up to rounding: it is stacked while it fits, and its full decomposition where it does not.
+    Stacked while that fits; where the layer is full, the product itself beside an identity, so that
+    nothing has to be decomposed.
+
+    Raises:
+        AggregationError: there are more ranks than ``rank``, and the layer is not full.
     """
+    height, width = x[module + B].shape[0], x[module + A].shape[1]
     before = x.get(module + MERGED_B), x.get(module + MERGED_A)
     first: list[Term] = []
     if before[0] is not None and before[1] is not None:
         first = [(1.0, before[0], before[1])]
     left, right = stack([*first, *terms])
-    width = left.shape[1]
-    if width > rank:
-        vectors, values, right = svd(left, right, rank)
-        left = vectors * values
-    elif width < rank:  # sites that were not counted: a shape follows from the round alone
-        left = np.hstack([left, np.zeros((left.shape[0], rank - width))])
-        right = np.vstack([right, np.zeros((rank - width, right.shape[1]))])
+    found = left.shape[1]
+    if found > rank and rank < min(height, width):
+        raise AggregationError(f"{found} ranks are to be merged into {module!r}, {rank} are agreed")
+    if found > rank and height <= width:
+        left, right = np.eye(height), left @ right
+    elif found > rank:
+        left, right = left @ right, np.eye(width)
+    else:  # sites that were not counted: a shape follows from the round alone
+        left = np.hstack([left, np.zeros((height, rank - found))])
+        right = np.vstack([right, np.zeros((rank - found, width))])
     return {module + MERGED_B: f32(left), module + MERGED_A: f32(right)}

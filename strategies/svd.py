@@ -2,9 +2,9 @@
 
 Bai et al., "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client
 Resources", NeurIPS 2024 (https://arxiv.org/abs/2402.11505). Sites may train fewer ranks: each gets
-the leading part, and all products count in full. The error of a round is the tail of the singular
-values, √(Σ_{j>r} σ_j²), the least that any adapter of this rank can have; where the sites' products
-together have rank r or less there is none.
+the leading part, and the rest counts for it as it was. The error of a round is the tail of the
+singular values, √(Σ_{j>r} σ_j²), the least that any adapter of this rank can have; where the sites'
+products together have rank r or less there is none.
 
 Departure: B = U_r·Σ_r and A = V_rᵀ come from QR factorisations of the stacked factors (Wang et
 al.'s stacking, products.py); the d × k mean is never formed.
@@ -14,7 +14,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from huizhen.protocol.adapter import Shapes, Tensors
-from huizhen.strategies.base import A, B, Facts, Given, Stacking, StrategyState, modules, pair
+from huizhen.strategies.base import (
+    A,
+    B,
+    Facts,
+    Given,
+    Stacking,
+    StrategyState,
+    check_ranks,
+    modules,
+    pair,
+)
 from huizhen.strategies.products import f32, stack, svd
 from huizhen.strategies.stacking import factors, in_turn, others
 
@@ -26,7 +36,12 @@ class Svd(Stacking):
     facts = Facts(linear=False, exact=False, mixed_ranks=True, sees_individual_updates=True)
 
     def init(self, x: Tensors) -> StrategyState:
-        """Return the state before the first round."""
+        """Return the state before the first round.
+
+        Raises:
+            ConfigError: the rank is larger than a layer.
+        """
+        check_ranks(x)
         return StrategyState(x)
 
     def trains(self, shapes: Shapes, round: int) -> frozenset[str]:
@@ -43,8 +58,11 @@ class Svd(Stacking):
         x = others(state.x, given)
         for module in modules(state.x):
             left, right = pair(state.x, module)
-            # At weight 0: sites of low rank alone leave directions open, A's own fill them.
-            terms = [*factors(state.x, given, module), (0.0, left, right)]
+            terms = factors(state.x, given, module)
+            # What a site of lower rank was not sent has not changed there.
+            held = [(p, left[:, b.shape[1] :], right[b.shape[1] :]) for p, b, _ in terms]
+            # At weight 0: where all products have low rank, A's own rows fill what is left open.
+            terms += [*held, (0.0, left, right)]
             vectors, values, rows = svd(*stack(terms), left.shape[1])
             x[module + B], x[module + A] = f32(vectors * values), f32(rows)
         return StrategyState(x, state.moments)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from huizhen.protocol.errors import ConfigError
 from huizhen.protocol.strategy_terms import (
+    MERGES,
     MIXED_RANKS,
     PARAMETERS,
     SEE_EACH_UPDATE,
@@ -176,3 +177,43 @@ def test_a_site_of_another_rank_needs_a_strategy_that_takes_it():
         else:
             with pytest.raises(ConfigError, match=f"with {name!r} all sites train one rank"):
                 with_rank(name, 2)
+
+
+def changed(name, *, count=20, dtype="float32", sizes=(100, 100), **own):
+    return parse_study(
+        {
+            "study": {"name": "s"},
+            "base": {"name": "tiny", "dtype": dtype},
+            "adapter": {"target_modules": ["query"]},
+            "task": {"kind": "classification", "text": "{t}", "label": "y"},
+            "privacy": {"unit": "none"},
+            "strategy": {"name": name, **own},
+            "rounds": {"count": count},
+            "sites": {f"s{i}": {"patients_public": size} for i, size in enumerate(sizes)},
+        },
+        "study.toml",
+    )
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_coarse_base_is_refused_when_the_study_is_read_where_something_is_merged(name):
+    """Not at the hospital in the second round, when it is paid for."""
+    if name in MERGES:
+        with pytest.raises(ConfigError, match=r"\[base\] dtype is 'bfloat16', which rounds away"):
+            changed(name, dtype="bfloat16")
+    else:
+        changed(name, dtype="bfloat16")
+
+
+def test_a_parameter_that_the_rounds_leave_without_effect_is_refused():
+    for name, key in (("ffa_refresh", "every"), ("rolora", "warm_rounds")):
+        changed(name, count=6, **{key: 5})
+        with pytest.raises(ConfigError, match=f"{key} is 6, the study has 6 rounds"):
+            changed(name, count=6, **{key: 6})
+
+
+def test_a_share_that_would_be_rounded_away_is_refused():
+    changed("ffa", sizes=(1, 16_383), weights="public")
+    with pytest.raises(ConfigError, match=r"gives site 's0' a share of 6\.1e-05"):
+        changed("ffa", sizes=(1, 16_384), weights="public")
+    changed("ffa", sizes=(1, 16_384))

@@ -88,7 +88,7 @@ def expected(name, nodes=NODES, shares=None, **terms):
     from huizhen.protocol.strategy_terms import StrategyTerms
 
     shares = shares or {node: EXAMPLES[node] / sum(EXAMPLES[n] for n in nodes) for node in nodes}
-    strategy = strategy_of(StrategyTerms(name=name, **terms), Public(0, 2 * len(NODES)))
+    strategy = strategy_of(StrategyTerms(name=name, **terms), Public(0, 2 * len(NODES), len(NODES)))
     state = strategy.init(first_adapter())
     shapes = {key: value.shape for key, value in state.x.items()}
     for round in range(1, ROUNDS + 1):
@@ -162,6 +162,7 @@ LIES = {
     ),
     "malformed": lambda content, after: RecordDict({"metrics": content["metrics"]}),
     "wrong_shape_or_dtype": changed(HEAD, lambda value: value[:1]),
+    "no_weight": lambda content, after: RecordDict({"arrays": content["arrays"]}),
     "not_finite": changed(HEAD, lambda value: value * np.float32(np.nan)),
     "norm_too_large": changed(HEAD, lambda value: value + np.float32(1e5)),
 }
@@ -183,14 +184,16 @@ def test_an_integer_array_is_no_update():
 
 
 def test_a_rule_that_bears_a_liar():
-    strategy = as_flower_strategy("ffa_ortho", sites=3, combine="median")
+    strategy = as_flower_strategy("ffa_ortho", sites=3, combine="median", weights="equal")
     far = changed(BIAS, lambda value: value + np.float32(900))
     result = run(strategy, Federation(lie=far))
     assert np.abs(result.arrays[BIAS].numpy() - first_adapter()[BIAS]).max() < 10
 
 
 def test_too_few_replies_for_the_rule_leave_the_adapter_as_it_was():
-    strategy = as_flower_strategy("ffa", sites=3, combine="trimmed_mean", byzantine=1)
+    strategy = as_flower_strategy(
+        "ffa", sites=3, weights="equal", combine="trimmed_mean", byzantine=1
+    )
     result = run(strategy, Federation(lie=LIES["not_finite"]))
     assert len(strategy.refused) == ROUNDS
     assert len(result.arrays) == 0  # Flower's: no round has given any
@@ -214,6 +217,7 @@ def test_arguments_that_make_no_sense_are_refused_before_anything_starts():
         ("svd", {"combine": "median"}, "works on each site's product"),
         ("ffa", {"combine": "multi_krum", "byzantine": 1}, "it needs 5 updates"),
         ("ffa", {"speed": 1}, "speed"),
+        ("ffa", {"combine": "median"}, "a node that lies about its examples"),
     ):
         with pytest.raises(ConfigError, match=problem):
             as_flower_strategy(name, sites=3, **own)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from huizhen.protocol.adapter import shapes_of
-from huizhen.protocol.errors import AggregationError, WireError
+from huizhen.protocol.errors import AggregationError, ConfigError, WireError
 from huizhen.protocol.strategy_terms import MIXED_RANKS, PARAMETERS
 from huizhen.protocol.study import parse_study
 from huizhen.protocol.wire import Message, decode, encode
@@ -28,6 +28,10 @@ SHAPES = {A: (1, 3), B: (2, 1), BIAS: (2,)}
 SIZES = {"north": 400, "south": 300, "east": 100}  # shares 1/2, 3/8 and 1/8: exact in binary
 
 
+def own_terms(strategy):
+    return {"every": 1} if strategy == "ffa_refresh" else {}
+
+
 def study(strategy="ffa_ortho", weights="public", sizes=SIZES, **rounds):
     return parse_study(
         {
@@ -35,7 +39,7 @@ def study(strategy="ffa_ortho", weights="public", sizes=SIZES, **rounds):
             "base": {"name": "tiny"},
             "adapter": {"target_modules": ["query"], "rank": 1},
             "task": {"kind": "classification", "text": "{t}", "label": "y"},
-            "strategy": {"name": strategy, "weights": weights},
+            "strategy": {"name": strategy, "weights": weights, **own_terms(strategy)},
             "rounds": {"count": 2, **rounds},
             "sites": {site: {"patients_public": size} for site, size in sizes.items()},
         },
@@ -279,7 +283,7 @@ def of_ranks(strategy, combine="mean"):
             "adapter": {"target_modules": ["query"], "rank": 3},
             "task": {"kind": "classification", "text": "{t}", "label": "y"},
             "privacy": {"unit": "none"},
-            "strategy": {"name": strategy, "combine": combine},
+            "strategy": {"name": strategy, "combine": combine, **own_terms(strategy)},
             "rounds": {"count": 3},
             "sites": RANKS,
         },
@@ -311,16 +315,17 @@ def test_each_site_sends_its_own_rank_and_no_other(strategy):
 
 def test_what_a_site_of_a_lower_rank_has_not_trained_is_moved_by_the_others_alone():
     x = {A: np.zeros((3, 4), np.float32), B: np.zeros((5, 3), np.float32), BIAS: f32([0, 0])}
-    for combine, third in (("mean", 2.0), ("median", 2.0)):
-        coordinator = Coordinator(of_ranks("ffa", combine), WIDE)
-        state = coordinator.first(x)
-        for site, rank, value in (("north", 2, 2), ("south", 3, 4)):
-            tensors = {B: np.full((5, rank), value, np.float32), BIAS: f32([0, 0])}
-            data = update(coordinator, site, [0, 0], tensors=tensors)
-            state, receipt = coordinator.receive(state, data)
-            assert receipt.refusal is None
-        after = coordinator.close_round(state).strategy.x[B]
-        assert after[0].tolist() == [3, 3, third]
+    coordinator = Coordinator(of_ranks("ffa"), WIDE)
+    state = coordinator.first(x)
+    for site, rank, value in (("north", 2, 2), ("south", 3, 4)):
+        tensors = {B: np.full((5, rank), value, np.float32), BIAS: f32([0, 0])}
+        data = update(coordinator, site, [0, 0], tensors=tensors)
+        state, receipt = coordinator.receive(state, data)
+        assert receipt.refusal is None
+    after = coordinator.close_round(state).strategy.x[B]
+    assert after[0].tolist() == [3, 3, 2]
+    with pytest.raises(ConfigError, match="would take what a site cannot train for a vote"):
+        of_ranks("ffa", "median")
 
 
 def test_a_rule_that_bears_liars_is_asked_in_place_of_the_mean():

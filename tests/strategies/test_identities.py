@@ -22,8 +22,11 @@ from tests.strategies.federation import (
 )
 
 from huizhen.protocol.adapter import shapes_of
+from huizhen.protocol.errors import AggregationError
+from huizhen.strategies import mean
 from huizhen.strategies.base import Given, bytes_of
 from huizhen.strategies.products import norm, stack, svd
+from huizhen.strategies.ranks import at_rank, cut, padded
 
 
 def drawn(seed, n, height=9, width=12, ranks=None, scalings=None):
@@ -100,7 +103,8 @@ def test_what_is_merged_round_by_round_is_every_mean_product_together(name):
         state = after_round(strategy, state, adapters, shares, round)
         gap = np.abs(product(state.x) - mean_product(adapters, shares)).max()
         assert gap < 2e-5
-        assert state.x[MB].shape == (HEIGHT, min(round * 3 * RANK, HEIGHT))
+        added = 3 * RANK if name == "flora" else 2 * RANK  # the residual has rank (N − 1)·r
+        assert state.x[MB].shape == (HEIGHT, min(round * added, HEIGHT))
         assert state.x[MA].shape == (state.x[MB].shape[1], WIDTH)
 
 
@@ -200,12 +204,20 @@ def test_fedsvd_under_noisy_sgd_walks_the_path_of_ffa_ortho():
 def test_nested_ranks_add_up_exactly_where_the_rest_is_zero(seed, ranks):
     """Σ p_i ΔB_i·A[:r_i] = (Σ p_i pad(ΔB_i))·A, which is what the mean of padded updates gives."""
     rng = np.random.default_rng(seed)
-    rows = rng.normal(size=(4, 7))
-    deltas = [rng.normal(size=(5, rank)) for rank in ranks]
-    padded = [np.pad(delta, ((0, 0), (0, 4 - delta.shape[1]))) for delta in deltas]
-    share = 1 / len(ranks)
-    ideal = sum(share * delta @ rows[: delta.shape[1]] for delta in deltas)
-    assert (share * sum(padded)) @ rows == pytest.approx(ideal, abs=1e-12)
+    shapes = {A: (4, 7), B: (5, 4)}
+    x = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    deltas = [{B: rng.normal(size=(5, rank)).astype(np.float32)} for rank in ranks]
+    total, share = mean.start(), 1 / len(ranks)
+    ideal = product(x)
+    for delta, rank in zip(deltas, ranks, strict=True):
+        own = cut(x, at_rank(shapes, rank))
+        assert (own[A].shape, own[B].shape) == ((rank, 7), (5, rank))
+        before = product(own)
+        ideal = ideal + share * (product({**own, B: own[B] + delta[B]}) - before)
+        total = mean.add(total, padded(delta, shapes), share)
+    strategy = made("ffa")
+    after = strategy.step(strategy.init(x), mean.finish(total, 1.0), 1)
+    assert product(after.x) == pytest.approx(ideal, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["svd", "flora"])
@@ -227,6 +239,8 @@ def test_sites_of_other_ranks_count_with_their_whole_product(name):
         rank = one[B].shape[1]
         left = (state.x[B][:, :rank] + one[B]).astype(np.float64)
         ideal += share * left @ (state.x[A][:rank] + one[A])
+        # flora begins with B = 0; under svd what a site does not hold stays as it is
+        ideal += share * state.x[B][:, rank:].astype(np.float64) @ state.x[A][rank:]
     given = [Given("a", 0.25, updates[0]), Given("b", 0.75, updates[1])]
     found = product(strategy.join(state, given, 1).x)
     least = tail(ideal, RANK) if name == "svd" else 0.0
@@ -312,8 +326,8 @@ def test_fed_sb_sends_a_square_of_the_rank_for_each_layer():
 @pytest.mark.parametrize(("n", "merged"), [(3, 2_359_296), (10, 7_864_320), (50, 39_321_600)])
 def test_what_flora_and_fedex_merge_in_one_round_is_the_sites_factors_together(n, merged):
     assert bytes_of(made("flora", sites=n, rank=8).announces(LARGE, 2)) == 4 * merged
-    expected = 4 * (merged + 786_432)
-    assert bytes_of(made("fedex", sites=n, rank=8).announces(LARGE, 2)) == expected
+    # its residual has rank (N − 1)·r, and the mean factors go down beside it
+    assert bytes_of(made("fedex", sites=n, rank=8).announces(LARGE, 2)) == 4 * merged
     # never more than two full matrices for each layer, however many rounds
     most = 48 * 2 * 1024 * 1024
     assert bytes_of(made("flora", sites=n, rank=8).announces(LARGE, 1000)) == 4 * most
@@ -345,3 +359,42 @@ def test_fed_sb_keeps_the_length_of_an_update_in_the_product():
     moved = product(states[1].x) - product(states[0].x)
     core = states[1].x["l.0.query.lora_R"]
     assert np.linalg.norm(moved) == pytest.approx(np.linalg.norm(core), rel=1e-6)
+
+
+def test_a_direction_that_a_site_does_not_hold_is_not_worn_away_by_svd():
+    strategy = made("svd", sites=2)
+    state = first = strategy.init(first_adapter())
+    for round in range(1, 6):
+        given = [
+            Given(site, 0.5, {A: np.zeros((rank, WIDTH)), B: np.zeros((HEIGHT, rank))})
+            for site, rank in (("a", 1), ("b", 2))
+        ]
+        state = strategy.join(state, given, round)
+    assert product(state.x) == pytest.approx(product(first.x), abs=1e-5)
+
+
+def test_more_ranks_than_were_agreed_are_refused_and_not_cut():
+    strategy = made("flora", sites=1)
+    x = {A: np.ones((2, 12), np.float32), B: np.zeros((9, 2), np.float32)}
+    given = [
+        Given(site, 0.5, {A: np.ones((2, 12), np.float32), B: np.ones((9, 2), np.float32)})
+        for site in "ab"
+    ]
+    with pytest.raises(AggregationError, match="4 ranks are to be merged .* 2 are agreed"):
+        strategy.join(strategy.init(x), given, 1)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5)])
+def test_a_full_layer_is_the_product_itself_beside_an_identity(shape):
+    height, width = shape
+    strategy = made("flora", sites=3)
+    state = strategy.init(
+        {A: np.ones((2, width), np.float32), B: np.zeros((height, 2), np.float32)}
+    )
+    for round in (1, 2, 3):
+        adapters = local_adapters(strategy, state, 3, seed=round, round=round)
+        state = after_round(strategy, state, adapters, [0.5, 0.25, 0.25], round)
+        gap = np.abs(product(state.x) - mean_product(adapters, [0.5, 0.25, 0.25])).max()
+        assert gap < 2e-5
+    factors = state.x[MB], state.x[MA]
+    assert any(np.array_equal(one, np.eye(min(shape), dtype=np.float32)) for one in factors)

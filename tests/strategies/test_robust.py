@@ -179,12 +179,13 @@ def test_who_came_first_changes_no_bit(rule):
 def test_equal_updates_are_given_back_to_the_bit(rule, row, n):
     given = updates([row] * n)
     found = rule(given)
+    assert row_of(centred_clipping(given, 1e6)) == row_of(found)
     for name, value in given[0].update.items():
         assert found[name].tobytes() == (value + 0).tobytes()  # -0 is 0
 
 
 @every_rule
-@pytest.mark.parametrize("attack", [1e6, -1e6])
+@pytest.mark.parametrize("attack", [1e3, 1e6, -1e6, 1e9, 1e12])
 def test_one_liar_of_six_moves_nothing_far(rule, attack):
     rng = np.random.default_rng(5)
     rows = rng.normal(size=(6, 30))
@@ -194,7 +195,7 @@ def test_one_liar_of_six_moves_nothing_far(rule, attack):
     spread = float(np.linalg.norm(rows[:5] - honest, axis=1).max())
     assert away < spread
     mean = np.mean(rows, axis=0)
-    assert np.linalg.norm(mean - honest) > 1000 * spread  # what it would have been
+    assert np.linalg.norm(mean - honest) > 100 * spread  # what it would have been
 
 
 @every_rule
