@@ -147,7 +147,8 @@ class Bench:
         coordinator = Coordinator(study, model.shapes)
         state = coordinator.first(first)
         rng = np.random.default_rng(unit.seed)
-        drift = {n: rng.standard_normal(s, np.float32) for n, s in model.shapes.items()}
+        trained = coordinator.trained_shapes(state)
+        drift = {n: rng.standard_normal(s, np.float32) for n, s in trained.items()}
         refused, norms = 0, []
         while not coordinator.is_finished(state):
             announcement = coordinator.announcement(state)

@@ -58,7 +58,9 @@ def _export_lora(
     lora = {f"base_model.model.{name}.weight": array for name, array in whole.items()}
     names = modules(whole)
     ranks = {name: whole[name + A].shape[0] for name in names}
-    larger = {name: rank for name, rank in ranks.items() if rank != terms.rank}
+    # PEFT takes the first key that is an end of a layer's path
+    longest = sorted(ranks, key=lambda name: (-len(name), name))
+    larger = {name: ranks[name] for name in longest if ranks[name] != terms.rank}
     config = LoraConfig(
         r=terms.rank,
         lora_alpha=terms.alpha,

@@ -12,13 +12,15 @@ project's (``….lora_A``); what is neither factor is averaged as a head is. A r
 after training, as Flower's own strategies have it; what a round does not train is ignored there.
 Each message's config says which arrays to train (``huizhen-trains``) and, for ``fedprox``, the
 ``proximal-mu``. What ``flora``, ``fedex`` and ``ffa_refresh`` merge into the base comes as two more
-arrays for each module, ``….merged_A`` and ``….merged_B``: W + s·merged_B·merged_A.
+arrays for each module, ``….merged_A`` and ``….merged_B``: W + s·merged_B·merged_A. ``fed_sb`` puts
+``….lora_R`` between the factors.
 
 Nothing of the project's protocol is here: no privacy, no signatures, no record of what was counted.
 State lives as long as the ServerApp. A reply that cannot count is left out, with a code and the
 node that sent it (``refused``), and the round goes on with the rest.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -28,7 +30,7 @@ from typing import Any, Literal
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg, Result
 from flwr.supercore import log
 
 from huizhen.protocol.adapter import Tensors, difference, shapes_of
@@ -38,15 +40,22 @@ from huizhen.protocol.strict import build
 from huizhen.server.validation import update_norm
 from huizhen.strategies import mean
 from huizhen.strategies.base import (
+    CORE,
+    MERGED_A,
+    MERGED_B,
     A,
     Averaging,
     Given,
     Stacking,
     StrategyState,
+    modules,
+    pair,
 )
 from huizhen.strategies.catalogue import Public, strategy_of
 from huizhen.strategies.robust import rule_of
 
+_MOST_EXAMPLES = 2.0**53
+_ARRAY_HEADER_BYTES = 4096
 _PEFT = re.compile(r"^(?:base_model\.model\.)?(.+\.lora_[ABR])(?:\.[^.]+)?\.weight$")
 
 
@@ -68,13 +77,20 @@ class FlowerStrategy(FedAvg):
         **sampling: Any,
     ) -> None:
         """Prepare; the state begins with the first round's arrays."""
-        super().__init__(min_train_nodes=sites, min_available_nodes=sites, **sampling)
+        # Flower takes the larger of a fraction and a number: a fraction so small leaves the number.
+        own = {"fraction_train": 1e-9, "min_train_nodes": sites, "min_available_nodes": sites}
+        super().__init__(**{**own, **sampling})
         self.refused: list[tuple[int, int, str]] = []
         self._terms, self._sites, self._seed = terms, sites, seed
         self._weighted, self._max_norm = weighted, max_update_norm
         self._keys: dict[str, str] = {}
         self._state: StrategyState | None = None
         self._round = 0
+
+    def start(self, *arguments: Any, **named: Any) -> Result:
+        """Run the rounds from the arrays that are given, whatever ran before."""
+        self._state, self._keys, self.refused = None, {}, []
+        return super().start(*arguments, **named)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -124,7 +140,11 @@ class FlowerStrategy(FedAvg):
         for content in counted:
             if not any(self.weighted_by_key in m for m in content.metric_records.values()):
                 return None
-        return self.train_metrics_aggr_fn(counted, self.weighted_by_key)
+        try:
+            return self.train_metrics_aggr_fn(counted, self.weighted_by_key)
+        except Exception as error:  # noqa: BLE001 - metrics unlike the others', in Flower's code
+            log(WARNING, "metrics of a round cannot be joined: %s", error)
+            return None
 
     def _begin(self, arrays: ArrayRecord) -> None:
         first: dict[str, np.ndarray[Any, Any]] = {}
@@ -134,14 +154,35 @@ class FlowerStrategy(FedAvg):
             if name in first:
                 raise ConfigError(f"arrays {self._keys[name]!r} and {key!r} are both {name!r}")
             self._keys[name] = key
-            first[name] = np.asarray(array.numpy(), dtype="<f4", order="C")
+            value = array.numpy()
+            if value.dtype.kind != "f":
+                raise ConfigError(f"array {key!r} is {value.dtype}, only floats can be averaged")
+            if name.endswith((MERGED_A, MERGED_B)):
+                raise ConfigError(
+                    f"array {key!r} is what an earlier run has merged: merge it into the base first"
+                )
+            first[name] = value.astype("<f4", order="C")
         ranks = {value.shape[0] for name, value in first.items() if name.endswith(A)}
         if not ranks and self._terms.name not in ("fedavg", "fedprox"):
             log(WARNING, "no array is a LoRA factor (….lora_A.weight): all are averaged alike")
         public = Public(self._seed, max(ranks, default=0) * self._sites, self._sites)
         self._strategy = strategy_of(self._terms, public)
         self._state = self._strategy.init(first)
+        self._refuse_loss(first, self._state.x)
         self._shapes = shapes_of(self._state.x)
+
+    def _refuse_loss(self, first: Tensors, x: Tensors) -> None:
+        """Refuse a trained adapter that the strategy's own start would throw away."""
+        for module in modules(first):
+            left, right = pair(first, module)
+            own_left, own_right = pair(x, module)
+            core = x.get(module + CORE)
+            inner = own_left if core is None else own_left @ core
+            if not np.allclose(left @ right, inner @ own_right, atol=1e-6):
+                raise ConfigError(
+                    f"{self._terms.name!r} would throw away what {module!r} has learnt: merge the "
+                    "trained adapter into the base, and send a new one (B = 0)"
+                )
 
     def _record(self) -> ArrayRecord:
         if self._state is None:
@@ -160,11 +201,15 @@ class FlowerStrategy(FedAvg):
             array = records[0].get(self._keys.get(name, name))
             if array is None:
                 return "missing_array"
+            if len(array.data) > 8 * math.prod(self._shapes[name]) + _ARRAY_HEADER_BYTES:
+                return "wrong_shape_or_dtype"
             try:
-                value = array.numpy()
-            except (TypeError, ValueError):
+                value: Any = array.numpy()
+            except Exception:  # noqa: BLE001 - a stranger's bytes in NumPy's reader raise anything
                 return "malformed"
-            if value.shape != self._shapes[name] or value.dtype.kind != "f":
+            if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
+                return "wrong_shape_or_dtype"
+            if value.shape != self._shapes[name]:
                 return "wrong_shape_or_dtype"
             after[name] = value.astype(np.float32)
         update = difference(after, self._state.x)
@@ -178,7 +223,7 @@ class FlowerStrategy(FedAvg):
             return 1.0
         for record in message.content.metric_records.values():
             value = record.get(self.weighted_by_key)
-            if isinstance(value, int | float) and 0 < value < float("inf"):
+            if isinstance(value, int | float) and 0 < value <= _MOST_EXAMPLES:
                 return float(value)
         return None
 
@@ -213,7 +258,7 @@ def as_flower_strategy(
 
     Args:
         name: as in a study's ``[strategy]``: fedavg, ffa_ortho, rolora, svd, fedex, …
-        sites: how many nodes train in each round, at least; Flower waits for so many.
+        sites: how many nodes train in each round; Flower waits for so many.
         seed: of shared random bases.
         weights: by the metric "num-examples" of each reply, as Flower's FedAvg, or all equal.
         max_update_norm: a reply that moves the adapter further is left out.

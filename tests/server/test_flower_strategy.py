@@ -1,5 +1,6 @@
 """Every strategy behind Flower's own interface comes to what it comes to without it."""
 
+import io
 import itertools
 import json
 import os
@@ -79,8 +80,13 @@ def arrays_of(x, names=PEFT):
     return ArrayRecord({names.get(key, key): Array(value) for key, value in x.items()})
 
 
+def first():
+    """Return a new adapter, B = 0."""
+    return {**first_adapter(), B: np.zeros(SHAPES[B], np.float32)}
+
+
 def run(strategy, grid: Any, names=PEFT):
-    return strategy.start(grid, arrays_of(first_adapter(), names), num_rounds=ROUNDS)
+    return strategy.start(grid, arrays_of(first(), names), num_rounds=ROUNDS)
 
 
 def expected(name, nodes=NODES, shares=None, **terms):
@@ -89,7 +95,7 @@ def expected(name, nodes=NODES, shares=None, **terms):
 
     shares = shares or {node: EXAMPLES[node] / sum(EXAMPLES[n] for n in nodes) for node in nodes}
     strategy = strategy_of(StrategyTerms(name=name, **terms), Public(0, 2 * len(NODES), len(NODES)))
-    state = strategy.init(first_adapter())
+    state = strategy.init(first())
     shapes = {key: value.shape for key, value in state.x.items()}
     for round in range(1, ROUNDS + 1):
         given = []
@@ -235,6 +241,75 @@ def test_the_order_of_replies_changes_no_bit():
             results.add(tuple(array.numpy().tobytes() for array in result.arrays.values()))
         assert len(results) == 1
     assert SHAPES[A] == (2, 7)
+
+
+def test_strangers_bytes_and_metrics_end_no_run():
+    def array_of(data, stype="numpy.ndarray"):
+        return Array(dtype="float32", shape=SHAPES[HEAD], stype=stype, data=data)
+
+    packed = io.BytesIO()
+    np.savez(packed, a=np.ones(3, np.float32))
+    header = (
+        b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (%d,)}" % 10**14
+    )
+    for data in (b"", packed.getvalue(), header.ljust(128) + b"\n", b"junk", bytes(10**6)):
+
+        def lie(content, after, data=data):
+            arrays = {key: Array(value) for key, value in after.items()} | {HEAD: array_of(data)}
+            return RecordDict({**content, "arrays": ArrayRecord(arrays)})
+
+        strategy = as_flower_strategy("fedavg", sites=3)
+        run(strategy, Federation(lie=lie))
+        assert [node for _, node, _ in strategy.refused] == [13] * ROUNDS
+
+    def odd(content, after):
+        metrics = MetricRecord({"num-examples": 60, "loss": [1.0, 2.0]})
+        return RecordDict({**content, "metrics": metrics})
+
+    result = run(as_flower_strategy("fedavg", sites=3), Federation(lie=odd))
+    assert len(result.arrays) == len(SHAPES)
+    assert dict(result.train_metrics_clientapp) == {}
+    for examples in (0, -1, float("inf"), 1.7e308):
+
+        def many(content, after, examples=examples):
+            return RecordDict({**content, "metrics": MetricRecord({"num-examples": examples})})
+
+        strategy = as_flower_strategy("fedavg", sites=3)
+        run(strategy, Federation(lie=many))
+        assert {code for _, _, code in strategy.refused} == {"no_weight"}
+
+
+def test_a_strategy_that_is_started_again_begins_anew():
+    strategy = as_flower_strategy("flora", sites=3)
+    once = run(strategy, Federation()).arrays
+    again = run(strategy, Federation()).arrays
+    assert {k: a.numpy().tobytes() for k, a in once.items()} == {
+        k: a.numpy().tobytes() for k, a in again.items()
+    }
+    grid = cast(Any, Federation())
+    with pytest.raises(ConfigError, match="what an earlier run has merged"):
+        as_flower_strategy("flora", sites=3).start(grid, once, num_rounds=1)
+
+
+def test_no_more_nodes_train_than_the_strategy_was_made_for():
+    grid = Federation(nodes=(7, 11, 13))
+    run(as_flower_strategy("flora", sites=2), grid)
+    assert len(grid.sent) == 2 * ROUNDS
+
+
+@pytest.mark.parametrize("name", ["flora", "ffa_ortho", "ffa_refresh", "fedsvd", "fed_sb"])
+def test_a_trained_adapter_is_not_thrown_away(name):
+    grid = cast(Any, Federation())
+    with pytest.raises(ConfigError, match=r"would throw away what 'l\.0\.query' has learnt"):
+        as_flower_strategy(name, sites=3).start(grid, arrays_of(first_adapter()))
+    as_flower_strategy("svd", sites=3).start(grid, arrays_of(first_adapter()), num_rounds=1)
+
+
+def test_only_floats_can_be_averaged():
+    grid = cast(Any, Federation())
+    whole = ArrayRecord({"steps": Array(np.array([1, 2]))})
+    with pytest.raises(ConfigError, match="array 'steps' is int64"):
+        as_flower_strategy("fedavg", sites=3).start(grid, whole)
 
 
 IN_FLOWERS_SIMULATION = """

@@ -13,6 +13,7 @@ from tests.strategies.federation import (
     A,
     B,
     after_round,
+    f32,
     first_adapter,
     local_adapters,
     made,
@@ -366,7 +367,7 @@ def test_a_direction_that_a_site_does_not_hold_is_not_worn_away_by_svd():
     state = first = strategy.init(first_adapter())
     for round in range(1, 6):
         given = [
-            Given(site, 0.5, {A: np.zeros((rank, WIDTH)), B: np.zeros((HEIGHT, rank))})
+            Given(site, 0.5, {A: f32(np.zeros((rank, WIDTH))), B: f32(np.zeros((HEIGHT, rank)))})
             for site, rank in (("a", 1), ("b", 2))
         ]
         state = strategy.join(state, given, round)
@@ -380,7 +381,7 @@ def test_more_ranks_than_were_agreed_are_refused_and_not_cut():
         Given(site, 0.5, {A: np.ones((2, 12), np.float32), B: np.ones((9, 2), np.float32)})
         for site in "ab"
     ]
-    with pytest.raises(AggregationError, match="4 ranks are to be merged .* 2 are agreed"):
+    with pytest.raises(AggregationError, match=r"4 ranks are to be merged .* 2 are agreed"):
         strategy.join(strategy.init(x), given, 1)
 
 

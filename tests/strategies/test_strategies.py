@@ -173,7 +173,7 @@ def test_a_state_that_was_kept_and_read_goes_on_to_the_same_bytes(name):
 )
 def test_a_combined_update_that_does_not_fit_is_refused(name, combined):
     strategy = made(name)
-    with pytest.raises(AggregationError, match="update (of|holds)"):
+    with pytest.raises(AggregationError, match=r"update (of|holds)"):
         strategy.step(strategy.init(first_adapter()), combined, 1)
 
 
@@ -237,7 +237,7 @@ def test_a_rank_over_the_width_is_the_operators_error(name):
 @pytest.mark.parametrize("name", ["svd", "fedsvd"])
 def test_a_rank_over_the_height_is_refused_too(name):
     x = {A: np.zeros((4, 9), np.float32), B: np.zeros((3, 4), np.float32)}
-    with pytest.raises(ConfigError, match="rank is 4, layer 'l.0.query' is 3 x 9"):
+    with pytest.raises(ConfigError, match=r"rank is 4, layer 'l\.0\.query' is 3 x 9"):
         made(name).init(x)
 
 
