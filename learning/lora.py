@@ -173,8 +173,7 @@ class Merged:
     def load(self, tensors: Tensors) -> None:
         """Take the merged pairs of those layers whose factors are among the tensors.
 
-        Raises:
-            ConfigError: the base's weights are of fewer bits than what is to be merged.
+        The base is float32: a study that merges into a coarser one is refused when it is read.
         """
         for module, layer in self._layers.items():
             if not any(module + end in tensors for end in (A, B, MERGED_B)):
@@ -185,11 +184,6 @@ class Merged:
                 if module in self._own:
                     weight.copy_(self._own.pop(module))
                 continue
-            if weight.dtype != torch.float32:
-                raise ConfigError(
-                    f"[base] dtype is {str(weight.dtype).removeprefix('torch.')}, which rounds "
-                    "away what this strategy merges: set dtype = 'float32', or another strategy"
-                )
             if module not in self._own:
                 self._own[module] = weight.detach().clone()
             product = torch.tensor(left) @ torch.tensor(right)

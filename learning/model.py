@@ -104,11 +104,7 @@ class AdaptedModel(Model):
         return self._boundary > 0
 
     def load(self, tensors: Tensors) -> None:
-        """Copy all tensors, or some, into the model, with what was merged into the base.
-
-        Raises:
-            ConfigError: something was merged and the base's weights are too coarse for it.
-        """
+        """Copy all tensors, or some, into the model, with what was merged into the base."""
         self._merged.load(tensors)
         super().load({n: t for n, t in tensors.items() if not n.endswith((MERGED_A, MERGED_B))})
 

@@ -56,6 +56,7 @@ class Study:
             check_site_name(name)
         if self.task.kind == "tabular":
             self._refuse_lora()
+        self._refuse_coarse_base()
         if self.sites:
             self._check_strategy()
         if self.privacy.unit == "none":
@@ -101,15 +102,18 @@ class Study:
         for name, site in self.sites.items():
             self._check_rank(name, site)
         self._check_shares()
-        if terms.name in MERGES and self.base is not None and self.base.dtype != "float32":
-            raise ConfigError(
-                f"[base] dtype is {self.base.dtype!r}, which rounds away what {terms.name!r} "
-                "merges: set dtype = 'float32', or another strategy"
-            )
         if terms.weights == "inverse_variance" and not self.is_private:
             raise ConfigError(
                 "[strategy] weights is 'inverse_variance', without noise (unit 'none') there is no "
                 "variance to know: set 'equal' or 'public'"
+            )
+
+    def _refuse_coarse_base(self) -> None:
+        """Refuse to merge into weights that would round away what is merged."""
+        if self.strategy.name in MERGES and self.base is not None and self.base.dtype != "float32":
+            raise ConfigError(
+                f"[base] dtype is {self.base.dtype!r}, which rounds away what "
+                f"{self.strategy.name!r} merges: set dtype = 'float32', or another strategy"
             )
 
     def _check_shares(self) -> None:

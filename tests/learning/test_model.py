@@ -313,19 +313,6 @@ def test_what_was_merged_counts_as_an_adapter_of_more_ranks(
     assert torch.equal(model.logits(examples.batch(indices)), plain)
 
 
-def test_what_a_coarse_base_would_round_away_is_not_merged(tiny, make_study):
-    study = make_study(base={"dtype": "bfloat16"}, strategy={"name": "flora"})
-    model = AdaptedModel(tiny, study)
-    x = model.first_tensors(0)
-    model.load(x)
-    [layer, *_] = modules(x)
-    shapes = (x[layer + B].shape[0], 1), (1, x[layer + A].shape[1])
-    merged = {layer + MERGED_B: np.ones(shapes[0], np.float32)}
-    merged[layer + MERGED_A] = np.ones(shapes[1], np.float32)
-    with pytest.raises(ConfigError, match="dtype is bfloat16, which rounds away"):
-        model.load({**x, **merged})
-
-
 def test_a_core_between_the_factors_is_a_factor_of_the_product(
     tiny, tiny_classifier, make_study, make_site, rows, randomised
 ):
