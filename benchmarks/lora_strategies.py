@@ -163,7 +163,7 @@ class Bench:
             tempfile.TemporaryDirectory(dir=self._scratch) as folder,
             RunFolder(Path(folder), {"unit": unit.key}, resume=False) as kept,
         ):
-            _, history = run(
+            history = run(
                 Work("run", study, prepared.train),
                 model,
                 kept,
@@ -171,7 +171,7 @@ class Bench:
                 terms=prepared.experiment.simulation,
                 evaluate_every=study.rounds.count,
                 watcher=Watcher(),
-            )
+            ).history
         last = history[-1]
         return {
             **asdict(unit),

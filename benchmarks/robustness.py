@@ -147,21 +147,21 @@ class Bench:
         coordinator = Coordinator(study, model.shapes)
         state = coordinator.first(first)
         rng = np.random.default_rng(unit.seed)
-        trained = coordinator.trained_shapes(state)
+        trained = coordinator.sent_shapes(state)
         drift = {n: rng.standard_normal(s, np.float32) for n, s in trained.items()}
         refused, norms = 0, []
         while not coordinator.is_finished(state):
             announcement = coordinator.announcement(state)
             for name, trainer in trainers.items():
-                update, _ = trainer.train(announcement, state.round)
+                update = trainer.train(announcement, state.round, {}).update
                 if state.round == 1 and name != names[LIAR]:
                     norms.append(update_norm(update))
                 data = self._sent(unit, study, state.round, name, update, drift, names)
                 state, receipt = coordinator.receive(state, data)
                 refused += receipt.refusal is not None
             state = coordinator.close_round(state)
-        model.load(state.strategy.x)
-        metrics = TestRecords(model, prepared.test).metrics()["metrics"]
+        x = state.strategy.x
+        metrics = TestRecords(model, prepared.test).metrics(lambda site: model.load(x))["metrics"]
         return {
             "rule": unit.rule,
             "attack": unit.attack,

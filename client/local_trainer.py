@@ -5,14 +5,14 @@ from huizhen.client.metrics_release import check_held_out, held_out_outcomes, re
 from huizhen.client.model_checks import check_model
 from huizhen.client.trainer import (
     DEFAULT_MEMORY_MIB,
+    Trained,
     TrainerFacts,
-    TrainingReport,
     read_announcement,
 )
 from huizhen.client.training import Protection, train_round, units
 from huizhen.learning.trainable import Model
-from huizhen.protocol.adapter import Tensors, difference
-from huizhen.protocol.errors import PrivacyError
+from huizhen.protocol.adapter import Shapes, Tensors, difference, shapes_of
+from huizhen.protocol.errors import PrivacyError, ProtocolError
 from huizhen.protocol.mechanism import Mechanism
 from huizhen.protocol.study import Study
 from huizhen.protocol.wire import max_bytes
@@ -74,23 +74,34 @@ class LocalTrainer:
         )
 
     @property
-    def max_announcement_bytes(self) -> int:
-        """The most that an announcement of this study can have; what was merged grows."""
+    def max_command_bytes(self) -> int:
+        """The most that an announcement of this study, which grows, and what is kept can have."""
         last = self.study.rounds.count + 1
-        return max_bytes(self._strategy.announces(self.model.study_shapes, last))
+        announced = max_bytes(self._strategy.announces(self.model.study_shapes, last))
+        return announced + (max_bytes(self.kept_shapes) if self.kept_shapes else 0)
+
+    @property
+    def kept_shapes(self) -> Shapes:
+        """The tensors that the strategy has a site keep between two rounds."""
+        return self._strategy.keeps(self.model.shapes)
 
     def ready(self) -> TrainerFacts:
         """Return the facts."""
         return self._facts
 
-    def train(self, announcement: bytes, round: int) -> tuple[Tensors, TrainingReport]:
-        """Return the update Δ of a round and a report for the site's own eyes.
+    def train(self, announcement: bytes, round: int, kept: Tensors) -> Trained:
+        """Return the update Δ of a round, what to keep, and a report for the site's own eyes.
 
         Raises:
-            ProtocolError: the announcement is of another study or round, or not what it must be.
+            ProtocolError: the announcement is of another study or round, or not what it must be, or
+                other tensors were kept than the strategy keeps.
         """
-        before = self._load(announcement, round)
-        names = self._strategy.trains(self.model.shapes, round)
+        strategy = self._strategy
+        if kept and shapes_of(kept) != dict(self.kept_shapes):
+            raise ProtocolError("what was kept is of another adapter: nothing was trained")
+        before, told = self._load(announcement, round, kept)
+        correction = strategy.correction(told, kept)
+        names = strategy.trains(self.model.shapes, round)
         report = train_round(
             self.model,
             self.examples,
@@ -99,8 +110,16 @@ class LocalTrainer:
             round=round,
             names=names,
             protection=self._protection,
+            correction=correction,
         )
-        return difference(self.model.read(names), before), report
+        trained = self.model.read(names)
+        update = difference(trained, before)
+        sent = strategy.sends(self.model.shapes, round)
+        return Trained(
+            {name: delta for name, delta in update.items() if name in sent},
+            strategy.kept_after(update, trained, correction, round),
+            report,
+        )
 
     def metrics(self, announcement: bytes) -> bytes:
         """Return noised metrics of the final adapter, drawn anew by each call.
@@ -114,7 +133,7 @@ class LocalTrainer:
                 f"site {self.name!r} has no held-out patients in a private study: it has no "
                 "metrics to let out"
             )
-        self._load(announcement, self.study.rounds.count + 1)
+        self._load(announcement, self.study.rounds.count + 1, {})
         return release_metrics(
             self.study,
             site=self.name,
@@ -123,8 +142,12 @@ class LocalTrainer:
             training_patients=set(self.examples.patients),
         ).canonical()
 
-    def _load(self, announcement: bytes, round: int) -> Tensors:
-        """Put an announced adapter into the model; return what of it this site holds."""
+    def _load(self, announcement: bytes, round: int, kept: Tensors) -> tuple[Tensors, Tensors]:
+        """Put an announced adapter into the model, with what of it is this site's own.
+
+        Returns:
+            What the model holds now, and all that was announced.
+        """
         message = read_announcement(
             announcement,
             round,
@@ -134,5 +157,6 @@ class LocalTrainer:
         )
         whole = self._strategy.whole(self._adapter, message.tensors, round)
         own = cut(whole, self.model.shapes)
+        own |= {name: value for name, value in kept.items() if name in own}
         self.model.load(own)
-        return own
+        return own, message.tensors

@@ -71,6 +71,22 @@ class Outbox:
         """
         write_whole(self._place(study, hashlib.sha256(envelope.data).hexdigest()), envelope.data)
 
+    def keep_own(self, study: str, envelope: Envelope, data: bytes) -> None:
+        """Put what a strategy keeps at the site on the disk, with the update of the same round.
+
+        Raises:
+            StorageError: the disk is full or read-only.
+        """
+        digest = hashlib.sha256(envelope.data).hexdigest()
+        write_whole(self._place(study, digest).with_suffix(".own"), data)
+
+    def own(self, study: str, digest: str) -> bytes | None:
+        """Return what was kept with the update of a SHA-256; None where nothing is left of it."""
+        try:
+            return self._place(study, digest).with_suffix(".own").read_bytes()
+        except OSError:
+            return None
+
     def kept(self, study: str, digest: str) -> Envelope:
         """Return the update with a SHA-256.
 
@@ -119,8 +135,8 @@ class Outbox:
         An earlier round is never asked again, and an update that no entry names must not stay.
         """
         for place in (self.folder / study).glob("*"):
-            is_update = place.suffix == ".update" or place.name.startswith(".")
-            if is_update and place.name not in (".lock", f"{digest}.update"):
+            is_of_round = place.suffix in (".update", ".own") or place.name.startswith(".")
+            if is_of_round and place.name not in (".lock", f"{digest}.update", f"{digest}.own"):
                 place.unlink(missing_ok=True)
 
     def _read(self, place: Path, digest: str) -> bytes:

@@ -8,10 +8,12 @@ import hashlib
 from huizhen.client.ledger import Ledger
 from huizhen.client.outbox import Envelope, Outbox, send
 from huizhen.client.trainer import Trainer, TrainingReport, read_announcement
+from huizhen.protocol.adapter import Tensors
 from huizhen.protocol.errors import PrivacyError, ProtocolError, WireError
 from huizhen.protocol.mechanism import Mechanism, patients_bound
 from huizhen.protocol.metrics import budgets, parse_metrics
 from huizhen.protocol.study import Study
+from huizhen.protocol.wire import Message, decode, encode
 from huizhen.strategies.base import Strategy
 from huizhen.strategies.catalogue import make_strategy
 
@@ -112,7 +114,10 @@ class Site:
             self.mechanism = Mechanism.of(study)
             ledger.reserve(self.digest, self.mechanism.per_round, study.rounds.count)
             self._outbox = Outbox.beside(ledger.path)
+        self._keeps = self.strategy.keeps(facts.shapes)
         self._last_round = 0
+        self.kept: Tensors = {}
+        # without a ledger: what the strategy keeps here between rounds; else it is in the outbox
 
     def answer(self, announcement: bytes, round: int) -> tuple[Envelope, TrainingReport | None]:
         """Return the sealed update for an announced adapter, and a report for the site's own eyes.
@@ -148,13 +153,14 @@ class Site:
         if ledger is not None:
             self._forget_unnamed(ledger)
             ledger.charge(self.digest, round)  # on the disk before the first gradient
-        update, report = self.trainer.train(announcement, round)
-        names = self.strategy.trains(self._facts.shapes, round)
+        trained = self.trainer.train(announcement, round, self._kept_before())
+        names = self.strategy.sends(self._facts.shapes, round)
         agreed = {name: shape for name, shape in self._facts.shapes.items() if name in names}
         try:
             envelope = send(
-                study=self.digest, round=round, site=self.name, update=update, agreed=agreed
+                study=self.digest, round=round, site=self.name, update=trained.update, agreed=agreed
             )
+            own = self.own_bytes(trained.kept, round)
         except WireError as error:
             raise ProtocolError(
                 f"site {self.name!r}, round {round}: {error}: nothing was sent, "
@@ -162,11 +168,46 @@ class Site:
             ) from error
         if ledger is not None:
             with self._outbox.alone(self.digest):
+                if own is not None:
+                    self._outbox.keep_own(self.digest, envelope, own)
                 self._outbox.keep(self.digest, envelope)
                 entry = ledger.answer(self.digest, round, announcement, envelope.data)
                 self._outbox.forget_others(self.digest, entry.body["update"])
-        self._last_round = round
-        return envelope, report
+        self._last_round, self.kept = round, trained.kept
+        return envelope, trained.report
+
+    def own_bytes(self, kept: Tensors, round: int) -> bytes | None:
+        """Return what is kept between rounds as bytes for this site's own disk, None for nothing.
+
+        Raises:
+            WireError: a value is not finite.
+        """
+        if not kept:
+            return None
+        return encode(
+            Message(kind="kept", study=self.digest, round=round, site=self.name, tensors=kept)
+        )
+
+    def own_of(self, data: bytes | None) -> Tensors:
+        """Return what ``own_bytes`` wrote; nothing where it is lost or another's.
+
+        Every strategy goes on without it: what is kept makes training better, not right.
+        """
+        if data is None or not self._keeps:
+            return {}
+        try:
+            message = decode(data, shapes=self._keeps)
+        except WireError:
+            return {}
+        found = (message.kind, message.study, message.site)
+        return message.tensors if found == ("kept", self.digest, self.name) else {}
+
+    def _kept_before(self) -> Tensors:
+        """Return what the last answered round has kept."""
+        if self._ledger is None or not self._keeps:
+            return self.kept
+        named = self._ledger.last_answer(self.digest)
+        return {} if named is None else self.own_of(self._outbox.own(self.digest, named.update))
 
     def release_metrics(self, announcement: bytes) -> bytes:
         """Return the noised metrics of the final adapter; asked again, the same bytes.

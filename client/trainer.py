@@ -27,6 +27,17 @@ class TrainingReport:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What one round of training gives."""
+
+    update: Tensors
+    # Δ, which is sent
+    kept: Tensors
+    # what the strategy has a site remember for the next round; it never leaves
+    report: TrainingReport
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerFacts:
     """What a site must know of its trainer; nothing of it leaves."""
@@ -54,8 +65,13 @@ class Trainer(Protocol):
             HuizhenError: it cannot; then nothing must be charged.
         """
 
-    def train(self, announcement: bytes, round: int) -> tuple[Tensors, TrainingReport]:
-        """Return the update Δ of a round: trained less announced, for the round's tensors.
+    def train(self, announcement: bytes, round: int, kept: Tensors) -> Trained:
+        """Return the update Δ of a round: trained less announced, for the tensors that are sent.
+
+        Args:
+            announcement: the adapter, in the wire format.
+            round: 1 is the first.
+            kept: what the last answered round gave to be kept; empty where there is none.
 
         Raises:
             ProtocolError: the announcement is of another study or round, or not what it must be.

@@ -3,20 +3,21 @@
 import hashlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from huizhen.client.examples import Examples
 from huizhen.client.model_checks import Memory
 from huizhen.client.private_steps import StepTerms, private_steps
 from huizhen.client.trainer import TrainingReport
+from huizhen.client.turn import Turn
 from huizhen.learning.batching import shuffled_batches
 from huizhen.learning.trainable import Model
-from huizhen.protocol.adapter import is_head
+from huizhen.protocol.adapter import Tensors, is_head
 from huizhen.protocol.errors import PrivacyError
 from huizhen.protocol.mechanism import Mechanism
 from huizhen.protocol.study import Study
@@ -40,6 +41,7 @@ def train_round(
     round: int,
     names: frozenset[str],
     protection: Protection | None,
+    correction: Tensors | None = None,
 ) -> TrainingReport:
     """Train the loaded adapter in place for one round.
 
@@ -51,6 +53,7 @@ def train_round(
         round: 1 is the first.
         names: the tensors to train.
         protection: None exactly where the study's unit is ``none``.
+        correction: what is added to the gradient of each step, after any noise; by tensor.
 
     Raises:
         PrivacyError: the study is private and there is no protection, or less noise than it asks
@@ -58,6 +61,7 @@ def train_round(
     """
     begin = time.perf_counter()
     parameters = model.train_only(names)
+    turn = Turn.of(parameters, study, correction or {})
     try:
         if study.is_private:
             if protection is None:
@@ -67,60 +71,70 @@ def train_round(
                     f"noise multiplier is {protection.noise_multiplier}, the study's is {least}: "
                     "nothing was trained"
                 )
-            loss, steps = _private(model, parameters, examples, study, site, round, protection)
+            loss, steps = _private(model, turn, examples, study, site, round, protection)
         else:
-            loss, steps = _plain(model, parameters, examples, study, site, round)
+            loss, steps = _plain(model, turn, examples, study, site, round)
     finally:
         model.train_only(frozenset())
     return TrainingReport(loss, steps, time.perf_counter() - begin)
 
 
-def learning_rate(rate: float, study: Study, round: int) -> float:
-    """Return the rate of a round under the study's schedule."""
-    if study.rounds.schedule == "constant":
-        return rate
-    return rate * (1 + math.cos(math.pi * (round - 1) / study.rounds.count)) / 2
-
-
 def _plain(
-    model: Model,
-    parameters: Mapping[str, nn.Parameter],
-    examples: Examples,
-    study: Study,
-    site: str,
-    round: int,
+    model: Model, turn: Turn, examples: Examples, study: Study, site: str, round: int
 ) -> tuple[float, int]:
-    terms, start = study.rounds, _copies(parameters, study)
-    optimizers = _optimizers(parameters, study, round)
-    total, steps = 0.0, 0
-    for epoch in range(terms.local_epochs):
-        generator = _generator(study.study.seed, site, round, epoch)
-        for indices in shuffled_batches(examples.lengths, terms.batch_size, generator):
-            batch = examples.batch(indices)
-            with model.timed():
-                losses, _ = model.losses(batch)
-                losses.mean().backward()  # type: ignore[no-untyped-call]  # torch's
-            pull(parameters, start, study.strategy.mu)
-            for optimizer in optimizers:
-                _limit(optimizer, terms.max_norm)
-                optimizer.step()
-            for parameter in parameters.values():
-                parameter.grad = None
-            total += float(losses.detach().sum())
-            steps += 1
-    return total / (len(examples.ids) * terms.local_epochs), steps
+    optimizers = _optimizers(turn.parameters, study, round)
+    total, steps, seen = 0.0, 0, 0
+    for indices in _batches(examples, study, site, round):
+        batch = examples.batch(indices)
+        with model.timed():
+            losses, _ = model.losses(batch)
+            losses.mean().backward()  # type: ignore[no-untyped-call]  # torch's
+        turn()
+        for optimizer in optimizers:
+            _limit(optimizer, study.rounds.max_norm)
+            optimizer.step()
+        for parameter in turn.parameters.values():
+            parameter.grad = None
+        total += float(losses.detach().sum())
+        seen += len(losses)
+        steps += 1
+    return total / seen, steps
+
+
+def _batches(
+    examples: Examples, study: Study, site: str, round: int
+) -> Iterator[np.ndarray[tuple[int], np.dtype[np.intp]]]:
+    """Yield the records of each step of a round without privacy.
+
+    Passes begin anew in each round; steps go on in the pass where the round before ended.
+    """
+    terms, seed = study.rounds, study.study.seed
+    if terms.length == "epochs":
+        for epoch in range(terms.local_epochs):
+            generator = _generator(seed, site, round, epoch)
+            yield from shuffled_batches(examples.lengths, terms.batch_size, generator)
+        return
+    step, last = (round - 1) * terms.local_steps, round * terms.local_steps
+    per_pass = math.ceil(len(examples.lengths) / terms.batch_size)
+    while step < last:
+        number, at = divmod(step, per_pass)
+        generator = _generator(seed, site, 0, number)  # of the pass, whichever rounds it is in
+        batches = shuffled_batches(examples.lengths, terms.batch_size, generator)
+        batches = batches[at : at + last - step]
+        yield from batches
+        step += len(batches)
 
 
 def _private(
     model: Model,
-    parameters: Mapping[str, nn.Parameter],
+    turn: Turn,
     examples: Examples,
     study: Study,
     site: str,
     round: int,
     protection: Protection,
 ) -> tuple[float, int]:
-    terms, optimizers, losses = study.privacy, _optimizers(parameters, study, round), []
+    terms, optimizers, losses = study.privacy, _optimizers(turn.parameters, study, round), []
     step_terms = StepTerms(
         sampling_rate=terms.sampling_rate,
         max_grad_norm=terms.max_grad_norm,
@@ -129,10 +143,10 @@ def _private(
         records_per_patient=terms.records_per_patient,
         batch_cap=terms.batch_cap,
     )
-    steps, start = study.rounds.local_steps, _copies(parameters, study)
+    steps = study.rounds.local_steps
     with private_steps(
         model,
-        parameters,
+        turn.parameters,
         examples,
         units(examples, study),
         step_terms,
@@ -141,29 +155,11 @@ def _private(
     ) as step:
         for _ in range(steps):
             losses.append(step())
-            pull(parameters, start, study.strategy.mu)  # after the noise: it knows no record
+            turn()  # after the noise
             for optimizer in optimizers:
                 optimizer.step()
     seen = [loss for loss in losses if not math.isnan(loss)]
     return (float(np.mean(seen)) if seen else math.nan), len(losses)
-
-
-def _copies(parameters: Mapping[str, nn.Parameter], study: Study) -> dict[str, Tensor]:
-    """Return the announced adapter where the strategy pulls towards it."""
-    if not study.strategy.mu:
-        return {}
-    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
-
-
-@torch.no_grad()
-def pull(
-    parameters: Mapping[str, nn.Parameter], start: Mapping[str, Tensor], mu: float | None
-) -> None:
-    """Add the gradient of FedProx's μ/2·‖θ − θ_t‖² (strategies/fedavg.py); nothing without μ."""
-    if mu:
-        for name, parameter in parameters.items():
-            if parameter.grad is not None:
-                parameter.grad.add_(parameter - start[name], alpha=mu)
 
 
 def units(examples: Examples, study: Study) -> list[np.ndarray[tuple[int], np.dtype[np.intp]]]:
@@ -177,23 +173,17 @@ def _optimizers(
     parameters: Mapping[str, nn.Parameter], study: Study, round: int
 ) -> list[torch.optim.Optimizer]:
     """Return fresh optimisers for LoRA and head: none of their memory outlives a round."""
-    terms, private = study.rounds, study.is_private
     made: list[torch.optim.Optimizer] = []
     for head in (False, True):
         own = [parameter for name, parameter in parameters.items() if is_head(name) == head]
         if not own:
             continue
-        kind = study.privacy.optimizer if private else terms.optimizer
-        rate = (study.privacy.learning_rate if private else None) or terms.learning_rate
-        if head and not private:
-            kind = terms.head_optimizer or kind
-            rate = terms.head_learning_rate or rate
-        rate = learning_rate(rate, study, round)
+        rate = study.learning_rate(round, head=head)
         optimizer: torch.optim.Optimizer
-        if kind == "adamw":
+        if study.optimizer_of(head=head) == "adamw":
             optimizer = torch.optim.AdamW(own, lr=rate, weight_decay=0.0, fused=True)
         else:
-            momentum = 0.0 if private else 0.9
+            momentum = 0.0 if study.is_private else study.rounds.momentum
             optimizer = torch.optim.SGD(own, lr=rate, momentum=momentum, fused=True)
         made.append(optimizer)
     return made

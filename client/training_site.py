@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from huizhen.client.frames import CohortRecords, Start
 from huizhen.client.governance import SitePolicy
@@ -149,6 +150,8 @@ class TrainingSite:
         """
         if self._site is None:
             self._site = Site(self._policy.site, self.study, self.worker, ledger=self.ledger)
+            if self.ledger is None and (note := self._note()) is not None:
+                self._site.kept = self._site.own_of(self._outbox.own(self.digest, note["update"]))
         return self._site
 
     def answer(self, announcement: bytes, round: int) -> bytes:
@@ -168,7 +171,7 @@ class TrainingSite:
             return site.release_metrics(announcement)
         envelope, _ = site.answer(announcement, round)
         if self.ledger is None:
-            self._keep_plain(envelope, announcement, round)
+            self._keep_plain(envelope, announcement, round, site.own_bytes(site.kept, round))
         return envelope.data
 
     def close(self) -> None:
@@ -181,16 +184,28 @@ class TrainingSite:
         """Return what answered this before, in a study without a ledger to remember it."""
         if self.study.is_private:
             return None
+        note = self._note()
+        if note is None or (note["round"], note["announcement"]) != (round, _digest(announcement)):
+            return None
+        try:
+            return self._outbox.kept(self.digest, note["update"]).data
+        except (ReleaseLostError, StorageError):
+            return None  # it is trained again, which costs no privacy here
+
+    def _note(self) -> dict[str, Any] | None:
+        """Return what was noted of the last answer in a study without a ledger, if it is there."""
         try:
             note = json.loads((self._outbox.folder / self.digest / "answer.json").read_bytes())
-            if (note["round"], note["announcement"]) == (round, _digest(announcement)):
-                return self._outbox.kept(self.digest, note["update"]).data
-        except (OSError, ValueError, KeyError, ReleaseLostError, StorageError):
-            pass  # it is trained again, which costs no privacy here
-        return None
+            return {key: note[key] for key in ("round", "announcement", "update")}
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
-    def _keep_plain(self, envelope: Envelope, announcement: bytes, round: int) -> None:
+    def _keep_plain(
+        self, envelope: Envelope, announcement: bytes, round: int, own: bytes | None
+    ) -> None:
         with self._outbox.alone(self.digest):
+            if own is not None:
+                self._outbox.keep_own(self.digest, envelope, own)
             self._outbox.keep(self.digest, envelope)
             update = _digest(envelope.data)
             note = {"round": round, "announcement": _digest(announcement), "update": update}

@@ -4,7 +4,8 @@ It has no keys, no ledger and, where the machine allows it, no network and no di
 study and the records once, holds the base model, and answers commands until its pipe ends:
 
     start     study, records                →  facts
-    train     announcement of a round       →  update Δ in the wire format, report
+    train     announcement of a round,      →  update Δ in the wire format, what to keep
+              what the last one kept           likewise, report
     metrics   announcement of the final one →  noised metrics
     ping, end
 
@@ -30,7 +31,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Literal
 
 from huizhen.client.frames import Frame, Start, read_frame, write_frame
 from huizhen.client.governance import admit
@@ -38,6 +39,7 @@ from huizhen.client.records import Record, read_lines, to_record
 from huizhen.client.trainer import Code, Trainer, TrainerError
 from huizhen.learning.bases import Base, cache_folder, resolve
 from huizhen.learning.catalogue import entry
+from huizhen.protocol.adapter import Tensors
 from huizhen.protocol.errors import (
     ConfigError,
     HuizhenError,
@@ -48,7 +50,7 @@ from huizhen.protocol.errors import (
 from huizhen.protocol.mechanism import Mechanism
 from huizhen.protocol.strict import build
 from huizhen.protocol.study import Study, parse_study
-from huizhen.protocol.wire import Message, encode
+from huizhen.protocol.wire import Message, decode, encode
 
 if TYPE_CHECKING:
     from huizhen.client.local_trainer import LocalTrainer
@@ -195,22 +197,26 @@ def _facts(trainer: Trainer) -> Frame:
 
 def _train(trainer: "LocalTrainer", frame: Frame) -> Frame:
     with _failing_as(Code.BAD_COMMAND):
-        [announcement], round = frame.payloads, frame.header["round"]
-    if type(round) is not int:
-        raise TrainerError(Code.BAD_COMMAND)
+        [announcement, *before], round = frame.payloads, frame.header["round"]
+        if type(round) is not int or len(before) > 1:
+            raise TrainerError(Code.BAD_COMMAND)
+        kept = decode(before[0], shapes=trainer.kept_shapes).tensors if before else {}
     with _failing_as(Code.BAD_ANNOUNCEMENT, ProtocolError):
-        update, report = trainer.train(announcement, round)
-    facts = trainer.ready()
-    message = Message(
-        kind="update", study=facts.study, round=round, site=facts.site, tensors=update
-    )
+        trained = trainer.train(announcement, round, kept)
+    facts, report = trainer.ready(), trained.report
+    parts: dict[Literal["update", "kept"], Tensors] = {"update": trained.update}
+    if trained.kept:
+        parts["kept"] = trained.kept
     with _failing_as(Code.DIVERGED, WireError):
-        data = encode(message)
+        payloads = [
+            encode(Message(kind=k, study=facts.study, round=round, site=facts.site, tensors=t))
+            for k, t in parts.items()
+        ]
     _log.info("trained round=%d steps=%d seconds=%.1f", round, report.steps, report.seconds)
     # JSON has no NaN, which is the loss of a round that drew nobody
     loss = None if math.isnan(report.loss) else report.loss
     values = {"loss": loss, "steps": report.steps, "seconds": report.seconds}
-    return Frame({"code": None, "report": values}, (data,))
+    return Frame({"code": None, "report": values}, tuple(payloads))
 
 
 def _metrics(trainer: "LocalTrainer", frame: Frame) -> Frame:
@@ -222,7 +228,7 @@ def _metrics(trainer: "LocalTrainer", frame: Frame) -> Frame:
 
 def _limit(trainer: "LocalTrainer | None") -> int:
     """Return how many bytes the next command's payloads may have."""
-    return MAX_START_BYTES if trainer is None else trainer.max_announcement_bytes
+    return MAX_START_BYTES if trainer is None else trainer.max_command_bytes
 
 
 @contextlib.contextmanager

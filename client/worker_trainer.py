@@ -15,18 +15,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from huizhen.client.frames import CohortRecords, Frame, Start, read_frame, write_frame
 from huizhen.client.sandbox import Walls, check_hidden, command, environment, probe, python_folders
-from huizhen.client.trainer import Code, TrainerError, TrainerFacts, TrainingReport
+from huizhen.client.trainer import Code, Trained, TrainerError, TrainerFacts, TrainingReport
 from huizhen.client.worker_process import WorkerProcess
 from huizhen.protocol.adapter import Tensors
 from huizhen.protocol.errors import ConfigError, PrivacyError, WireError
 from huizhen.protocol.metrics import MAX_BYTES as MAX_METRICS_BYTES
 from huizhen.protocol.strict import build
 from huizhen.protocol.study import Study
-from huizhen.protocol.wire import Message, decode, max_bytes
+from huizhen.protocol.wire import Message, decode, encode, max_bytes
 from huizhen.strategies.base import Strategy
 from huizhen.strategies.catalogue import make_strategy
 
@@ -122,26 +122,34 @@ class WorkerTrainer:
         self._facts, self._trained_on, self._is_warm = facts, digests, True
         return facts
 
-    def train(self, announcement: bytes, round: int) -> tuple[Tensors, TrainingReport]:
-        """Return the update Δ of a round and a report for the site's own eyes.
+    def train(self, announcement: bytes, round: int, kept: Tensors) -> Trained:
+        """Return the update Δ of a round, what to keep, and a report for the site's own eyes.
 
         Raises:
             TrainerError: the process could not, or was stopped; nothing of the round is left.
         """
         shapes = self.ready().shapes
-        names = self._strategy.trains(shapes, round)
+        names = self._strategy.sends(shapes, round)
         agreed = {name: shape for name, shape in shapes.items() if name in names}
-        answer = self._ask(
-            {"command": "train", "round": round}, announcement, most=max_bytes(agreed)
-        )
+        keeps, most = self._strategy.keeps(shapes), max_bytes(agreed)
+        if keeps:
+            most += max_bytes(keeps)
+        before = [self._message("kept", max(1, round - 1), kept)] if kept else []
+        answer = self._ask({"command": "train", "round": round}, announcement, *before, most=most)
         with self._refusing():
-            [data] = answer.payloads
-            message = self._check_update(decode(data, shapes=agreed), round)
+            data, *rest = answer.payloads
+            update = self._check("update", decode(data, shapes=agreed), round)
+            after: Tensors = {}
+            if keeps:
+                [data] = rest
+                after = self._check("kept", decode(data, shapes=keeps), round)
+            elif rest:
+                raise WireError("more came than an update")
             values = dict(answer.header["report"])
             if values.get("loss") is None:  # JSON has no NaN
                 values["loss"] = math.nan
             report = build(TrainingReport, values, "report")
-        return message.tensors, report
+        return Trained(update, after, report)
 
     def metrics(self, announcement: bytes) -> bytes:
         """Return noised metrics of the final adapter, drawn anew by each call.
@@ -253,11 +261,22 @@ class WorkerTrainer:
             raise WireError("facts are others than before, or of nobody")
         return facts
 
-    def _check_update(self, update: Message, round: int) -> Message:
-        found = (update.kind, update.study, update.round, update.site)
-        if found != ("update", self._digest, round, self._start.site):
-            raise WireError("update is of another study, round or site")
-        return update
+    def _check(self, kind: Literal["update", "kept"], message: Message, round: int) -> Tensors:
+        found = (message.kind, message.study, message.round, message.site)
+        if found != (kind, self._digest, round, self._start.site):
+            raise WireError(f"{kind} is of another study, round or site")
+        return message.tensors
+
+    def _message(self, kind: Literal["kept"], round: int, tensors: Tensors) -> bytes:
+        return encode(
+            Message(
+                kind=kind,
+                study=self._digest,
+                round=round,
+                site=self._start.site,
+                tensors=tensors,
+            )
+        )
 
 
 @contextlib.contextmanager

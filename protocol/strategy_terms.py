@@ -19,6 +19,7 @@ PARAMETERS: Mapping[str, Mapping[str, float]] = {
     "fedadam": {"server_learning_rate": 0.01, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3},
     "fedyogi": {"server_learning_rate": 0.01, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3},
     "fedadagrad": {"server_learning_rate": 0.01, "beta1": 0.0, "tau": 1e-3},
+    "scaffold": {"server_learning_rate": 1.0},
     "ffa": {},
     "ffa_ortho": {},
     "ffa_refresh": {"every": 5},
@@ -28,6 +29,7 @@ PARAMETERS: Mapping[str, Mapping[str, float]] = {
     "svd": {},
     "fedsvd": {},
     "hetlora": {},
+    "fedsa": {},
     "fed_sb": {},
 }
 SEE_EACH_UPDATE = frozenset({"flora", "fedex", "svd", "hetlora"})
@@ -42,8 +44,13 @@ MERGES = frozenset({"ffa_refresh", "flora", "fedex"})
 LEAST_SHARE = 2.0**-14
 # of a site: the sum's grid of 2^-36 leaves its update too few bits below that
 
-WITHOUT_LORA = frozenset({"fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad"})
+WITHOUT_LORA = frozenset(
+    {"fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold"}
+)
 """They average whatever is trained, a tabular model's weights too."""
+
+NEVER_PRIVATE = frozenset({"fedsa"})
+"""What stays at the site is trained without noise, and what leaves depends on it."""
 
 Weights = Literal["equal", "public", "inverse_variance"]
 Combine = Literal[
@@ -74,7 +81,7 @@ class StrategyTerms:
     mu: float | None = None
     # fedprox: weight of the pull towards the announced adapter
     server_learning_rate: float | None = None
-    # fedavgm, fedadam, fedyogi, fedadagrad
+    # fedavgm, fedadam, fedyogi, fedadagrad, scaffold
     beta1: float | None = None
     # of the first moment
     beta2: float | None = None
@@ -137,7 +144,7 @@ class StrategyTerms:
 
     def alone(self) -> "StrategyTerms":
         """Return the terms of a site by itself: it trains the same factors, nothing is combined."""
-        if self.name in WITHOUT_LORA:
+        if self.name in WITHOUT_LORA | NEVER_PRIVATE:
             return StrategyTerms(name="fedavg")
         own = {name: getattr(self, name) for name in PARAMETERS[self.name]}
         return StrategyTerms(name=self.name, **own)

@@ -7,9 +7,10 @@ agree on everything that changes the mathematics.
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import rfc8785
 
@@ -18,6 +19,7 @@ from huizhen.protocol.strategy_terms import (
     LEAST_SHARE,
     MERGES,
     MIXED_RANKS,
+    NEVER_PRIVATE,
     WITHOUT_LORA,
     StrategyTerms,
     shares_of,
@@ -57,6 +59,14 @@ class Study:
         if self.task.kind == "tabular":
             self._refuse_lora()
         self._refuse_coarse_base()
+        if self.strategy.name == "scaffold":
+            self._check_steps()
+        if self.strategy.name in NEVER_PRIVATE and self.is_private:
+            raise ConfigError(
+                f"[strategy] name is {self.strategy.name!r}, what stays at a site is trained "
+                f"without noise and what leaves depends on it: unit {self.privacy.unit!r} cannot "
+                "hold, set unit = 'none' or another name"
+            )
         if self.sites:
             self._check_strategy()
         if self.privacy.unit == "none":
@@ -86,6 +96,22 @@ class Study:
         lets_metrics_out = self.is_private and self.privacy.metrics_epsilon is not None
         return self.rounds.count + int(lets_metrics_out)
 
+    def optimizer_of(self, *, head: bool) -> Literal["adamw", "sgd"]:
+        """What a site trains ``head.*``, or all else, with."""
+        if self.is_private:
+            return self.privacy.optimizer
+        return (self.rounds.head_optimizer if head else None) or self.rounds.optimizer
+
+    def learning_rate(self, round: int, *, head: bool) -> float:
+        """A site's learning rate of ``head.*``, or of all else, in a round under the schedule."""
+        terms = self.rounds
+        rate = (self.privacy.learning_rate if self.is_private else None) or terms.learning_rate
+        if head and not self.is_private:
+            rate = terms.head_learning_rate or rate
+        if terms.schedule == "constant":
+            return rate
+        return rate * (1 + math.cos(math.pi * (round - 1) / terms.count)) / 2
+
     @property
     def quorum(self) -> int:
         """The fewest sites that make a round."""
@@ -107,6 +133,21 @@ class Study:
                 "[strategy] weights is 'inverse_variance', without noise (unit 'none') there is no "
                 "variance to know: set 'equal' or 'public'"
             )
+
+    def _check_steps(self) -> None:
+        """Refuse what SCAFFOLD cannot compute a gradient from: it divides by steps and rate."""
+        rounds, found = self.rounds, []
+        if not self.is_private:
+            if rounds.length != "steps":
+                found.append(f"[rounds] length is {rounds.length!r}: set 'steps', the same for all")
+            if rounds.momentum:
+                found.append(f"[rounds] momentum is {rounds.momentum}: set 0")
+        for head in (False, True):
+            if self.optimizer_of(head=head) != "sgd":
+                section = "privacy" if self.is_private else "rounds"
+                found.append(f"[{section}] optimizer is 'adamw': set 'sgd', for the head too")
+        if found:
+            raise ConfigError(f"with [strategy] 'scaffold', {found[0]}")
 
     def _refuse_coarse_base(self) -> None:
         """Refuse to merge into weights that would round away what is merged."""

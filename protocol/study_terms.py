@@ -206,16 +206,20 @@ class RoundTerms:
     """``[rounds]``: how long and how each site trains between two averages."""
 
     count: int = 20
+    length: Literal["epochs", "steps"] = "epochs"
+    # unit none: whether a round is local_epochs passes or local_steps batches; steps under DP
     local_epochs: int = 1
-    # unit none: passes over the site's records in each round
+    # passes over the site's records in each round
     local_steps: int = 4
-    # under DP: public and fixed, never a function of the private number of records
+    # public and fixed, never a function of the private number of records
     batch_size: int = 32
     learning_rate: float = 2e-3
     head_learning_rate: float | None = None
     # unit none: for head.*; learning_rate when absent
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    # made anew each round; sgd has momentum 0.9 without DP and none under it
+    # made anew each round
+    momentum: float = 0.9
+    # unit none: of sgd; it has none under DP
     head_optimizer: Literal["adamw", "sgd"] | None = None
     # unit none: for head.*; optimizer when absent
     max_norm: float | None = None
@@ -237,6 +241,8 @@ class RoundTerms:
             rate = getattr(self, name)
             if rate is not None and not (math.isfinite(rate) and rate > 0):
                 raise ValueError(f"{name} is {rate}, expected more than 0")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum is {self.momentum}, expected 0 to under 1")
         if not 0.05 <= self.deadline_minutes <= 60 * 24 * 30:
             raise ValueError(
                 f"deadline_minutes is {self.deadline_minutes}, expected 0.05 to 43200, 30 days"

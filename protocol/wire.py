@@ -29,15 +29,16 @@ _FRAMING_PER_TENSOR = 512  # the safetensors entry of a tensor, its name apart
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """An adapter that the coordinator announces, or an update that a site sends."""
+    """An adapter that the coordinator announces, an update that a site sends, or what it keeps."""
 
-    kind: Literal["adapter", "update"]
+    kind: Literal["adapter", "update", "kept"]
+    # kept: a site's own, from round to round; it stays at the site and is never sent
     study: str
     # the study's digest, SHA-256 in hex
     round: int
     # 1 is the first
     site: str
-    # the sender of an update; empty for an adapter, which goes to all
+    # whose update it is; empty for an adapter, which goes to all
     tensors: Tensors
 
 
@@ -225,7 +226,7 @@ def _header(data: bytes) -> dict[str, Any]:
     for key, kind in types.items():
         if type(header[key]) is not kind:
             raise WireError(f"header {key} is not of type {kind.__name__}")
-    if header["kind"] not in ("adapter", "update") or header["dtype"] != "float32":
+    if header["kind"] not in ("adapter", "update", "kept") or header["dtype"] != "float32":
         raise WireError("header names an unknown kind or dtype")
     if header["kind"] == "adapter" and header["site"]:
         raise WireError("adapter names a site, only an update has one")

@@ -13,7 +13,9 @@ after training, as Flower's own strategies have it; what a round does not train 
 Each message's config says which arrays to train (``huizhen-trains``) and, for ``fedprox``, the
 ``proximal-mu``. What ``flora``, ``fedex`` and ``ffa_refresh`` merge into the base comes as two more
 arrays for each module, ``….merged_A`` and ``….merged_B``: W + s·merged_B·merged_A. ``fed_sb`` puts
-``….lora_R`` between the factors.
+``….lora_R`` between the factors. ``fedsa`` says in ``huizhen-keeps`` which arrays a site goes on
+with as it has them. ``scaffold`` sends c as one more array ``….control`` for each, from the second
+round on; what its sites do is in strategies/scaffold.py.
 
 Nothing of the project's protocol is here: no privacy, no signatures, no record of what was counted.
 State lives as long as the ServerApp. A reply that cannot count is left out, with a code and the
@@ -74,6 +76,7 @@ class FlowerStrategy(FedAvg):
         seed: int,
         weighted: bool,
         max_update_norm: float,
+        travel: float,
         **sampling: Any,
     ) -> None:
         """Prepare; the state begins with the first round's arrays."""
@@ -83,6 +86,7 @@ class FlowerStrategy(FedAvg):
         self.refused: list[tuple[int, int, str]] = []
         self._terms, self._sites, self._seed = terms, sites, seed
         self._weighted, self._max_norm = weighted, max_update_norm
+        self._travel = travel
         self._keys: dict[str, str] = {}
         self._state: StrategyState | None = None
         self._round = 0
@@ -100,16 +104,19 @@ class FlowerStrategy(FedAvg):
             self._begin(arrays)
         names = self._strategy.trains(self._shapes, server_round)
         config["huizhen-trains"] = [self._keys.get(name, name) for name in sorted(names)]
+        kept = self._strategy.keeps(self._shapes).keys() & self._shapes.keys()
+        if kept:
+            config["huizhen-keeps"] = [self._keys.get(name, name) for name in sorted(kept)]
         if self._terms.mu is not None:
             config["proximal-mu"] = self._terms.mu
-        return super().configure_train(server_round, self._record(), config, grid)
+        return super().configure_train(server_round, self._record(server_round), config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Return the next adapter, and the metrics of the sites that were counted."""
         arrived, _ = self._check_and_log_replies(replies, is_train=True, validate=False)
-        names = self._strategy.trains(self._shapes, server_round)
+        names = self._strategy.sends(self._shapes, server_round)
         counted: list[RecordDict] = []
         given: list[Given] = []
         for message in arrived:
@@ -133,7 +140,7 @@ class FlowerStrategy(FedAvg):
         except AggregationError as error:  # too few for the rule: the adapter stays
             log(WARNING, "round %s changes nothing: %s", server_round, error)
             return None, None
-        return self._record(), self._metrics(counted)
+        return self._record(server_round + 1), self._metrics(counted)
 
     def _metrics(self, counted: list[RecordDict]) -> MetricRecord | None:
         """Return the metrics of those that were counted, if all say how much they weigh."""
@@ -165,7 +172,13 @@ class FlowerStrategy(FedAvg):
         ranks = {value.shape[0] for name, value in first.items() if name.endswith(A)}
         if not ranks and self._terms.name not in ("fedavg", "fedprox"):
             log(WARNING, "no array is a LoRA factor (….lora_A.weight): all are averaged alike")
-        public = Public(self._seed, max(ranks, default=0) * self._sites, self._sites)
+        travel = self._travel
+        public = Public(
+            self._seed,
+            max(ranks, default=0) * self._sites,
+            self._sites,
+            lambda name, round: travel,
+        )
         self._strategy = strategy_of(self._terms, public)
         self._state = self._strategy.init(first)
         self._refuse_loss(first, self._state.x)
@@ -184,12 +197,13 @@ class FlowerStrategy(FedAvg):
                     "trained adapter into the base, and send a new one (B = 0)"
                 )
 
-    def _record(self) -> ArrayRecord:
+    def _record(self, round: int) -> ArrayRecord:
+        """Return the whole adapter, with what else the strategy tells the sites before a round."""
         if self._state is None:
             raise ConfigError("the strategy has no arrays yet: call start()")
-        return ArrayRecord(
-            {self._keys.get(name, name): Array(value) for name, value in self._state.x.items()}
-        )
+        told = self._strategy.announced(self._state, self._shapes, round)
+        values = {**self._state.x, **told}
+        return ArrayRecord({self._keys.get(name, name): Array(v) for name, v in values.items()})
 
     def _update(self, message: Message, names: frozenset[str]) -> Tensors | str:
         """Return what a reply's arrays add to those that were sent, or why they cannot count."""
@@ -251,6 +265,7 @@ def as_flower_strategy(
     seed: int = 0,
     weights: Literal["num-examples", "equal"] = "num-examples",
     max_update_norm: float = 1e4,
+    travel: float | None = None,
     sampling: Mapping[str, Any] | None = None,
     **parameters: Any,
 ) -> FlowerStrategy:
@@ -262,6 +277,7 @@ def as_flower_strategy(
         seed: of shared random bases.
         weights: by the metric "num-examples" of each reply, as Flower's FedAvg, or all equal.
         max_update_norm: a reply that moves the adapter further is left out.
+        travel: of ``scaffold``, which needs it: local steps times learning rate, of every site.
         sampling: further arguments of Flower's ``FedAvg``, as ``fraction_train``.
         parameters: the strategy's own, and ``combine``, ``byzantine``, ``clip_radius``.
 
@@ -279,6 +295,12 @@ def as_flower_strategy(
             f"combine is {terms.combine!r}, a node that lies about its examples would decide it: "
             "set weights = 'equal'"
         )
+    if (travel is None) == (name == "scaffold"):
+        raise ConfigError(
+            "'scaffold' needs travel, local steps times learning rate: give it"
+            if travel is None
+            else f"travel has no meaning for {name!r}: remove it"
+        )
     if terms.weights != "equal":
         raise ConfigError("weights of a study have no meaning here: use 'num-examples' or 'equal'")
     return FlowerStrategy(
@@ -287,6 +309,7 @@ def as_flower_strategy(
         seed=seed,
         weighted=weights == "num-examples",
         max_update_norm=max_update_norm,
+        travel=travel or 1.0,
         **(sampling or {}),
     )
 

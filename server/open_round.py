@@ -88,7 +88,7 @@ class OpenRound:
         self.is_metrics = self.round > self.study.rounds.count
         # While answers come the sum alone is in memory; the state is read again to close.
         self._state = RoundState(round=self.round, strategy=StrategyState({}))
-        shapes = self._coordinator.trained_shapes(self._state)
+        shapes = self._coordinator.sent_shapes(self._state)
         del state
         self.max_bytes = MAX_METRICS_BYTES if self.is_metrics else max_bytes(shapes)
         self._payloads: dict[str, str] = {}

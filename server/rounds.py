@@ -93,9 +93,9 @@ class Coordinator:
         """Whether the study's last round is closed."""
         return state.round > self.study.rounds.count
 
-    def trained_shapes(self, state: RoundState) -> Shapes:
-        """Return the tensors that sites train, and send, in the open round."""
-        names = self.strategy.trains(self.shapes, state.round)
+    def sent_shapes(self, state: RoundState) -> Shapes:
+        """Return the tensors that sites send in the open round."""
+        names = self.strategy.sends(self.shapes, state.round)
         return {name: shape for name, shape in self.shapes.items() if name in names}
 
     def announcement(self, state: RoundState) -> bytes:
@@ -125,7 +125,7 @@ class Coordinator:
 
     def _shapes_of_sender(self, state: RoundState, data: bytes) -> Shapes:
         """Return the tensors that the site trains which an update says it is of."""
-        shapes = self.trained_shapes(state)
+        shapes = self.sent_shapes(state)
         try:
             site = self.study.sites.get(declared_site(data))
         except WireError:  # is refused for it later

@@ -28,7 +28,24 @@ from huizhen.simulations.experiment import SimulationTerms
 from huizhen.simulations.run_folder import Checkpoint, RunFolder, safe_name
 from huizhen.strategies.ranks import site_rank
 
-Evaluate = Callable[[], dict[str, Any]]
+Evaluate = Callable[["Ready"], dict[str, Any]]
+Ready = Callable[[str], None]
+"""Makes the model that of a site, before its records are looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a study came to."""
+
+    x: Tensors
+    # the adapter
+    own: Mapping[str, Tensors]
+    # what of it each site has for itself, where the strategy leaves it something; by site
+    history: list[dict[str, Any]]
+
+    def of(self, site: str) -> Tensors:
+        """Return the adapter as a site uses it."""
+        return {**self.x, **self.own.get(site, {})}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +82,14 @@ def run(
     terms: SimulationTerms,
     evaluate_every: int,
     watcher: Watcher,
-) -> tuple[Tensors, list[dict[str, Any]]]:
+) -> Trained:
     """Run a study to its end and return the adapter and the history of its rounds.
 
     Args:
         work: the study and its sites' records.
         model: shared by the sites.
         folder: every closed round is stored here; a stored one is not done again.
-        evaluate: metrics of the adapter that is loaded into ``model``.
+        evaluate: metrics of the adapter that it loads into ``model`` for each site.
         terms: how much memory a site has, and whether it checkpoints.
         evaluate_every: rounds between two evaluations; the last round is always evaluated.
         watcher: is told of progress.
@@ -91,20 +108,41 @@ def run(
             history = stored.history
             for site in sites.values():
                 site.skip_to(stored.round)
+            for site, own in zip(sites.values(), stored.kept, strict=False):
+                site.kept = own
             watcher.restored(work, stored.round - 1)
         while not coordinator.is_finished(state):
             begin = time.perf_counter()
             state, entry = _run_round(coordinator, state, sites, work, models, watcher)
             if entry["round"] % evaluate_every == 0 or coordinator.is_finished(state):
-                model.load(state.strategy.x)
-                entry |= evaluate()
+                found = Trained(state.strategy.x, _own(sites, model), [])
+                entry |= evaluate(_loads(model, found))
             if coordinator.is_finished(state):
                 entry |= _let_out(coordinator, state, sites, work)
             entry["seconds"] = time.perf_counter() - begin
             history.append(entry)
-            folder.save(work.unit, Checkpoint(state.round, state.strategy, history))
+            kept = () if work.study.is_private else tuple(site.kept for site in sites.values())
+            folder.save(work.unit, Checkpoint(state.round, state.strategy, history, kept))
             watcher.round_done(work, entry)
-    return state.strategy.x, history
+        return Trained(state.strategy.x, _own(sites, model), history)
+
+
+def _loads(model: Model, trained: Trained) -> Ready:
+    """Return what makes the model that of a site; it is loaded once if all have the same."""
+    if trained.own:
+        return lambda site: model.load(trained.of(site))
+    model.load(trained.x)
+    return lambda site: None
+
+
+def _own(sites: Mapping[str, Site], model: Model) -> dict[str, Tensors]:
+    """Return what of the adapter each site keeps for itself."""
+    found: dict[str, Tensors] = {}
+    for name, site in sites.items():
+        own = {n: value for n, value in site.kept.items() if n in model.shapes}
+        if own:
+            found[name] = own
+    return found
 
 
 def _site_models(study: Study, model: Model) -> dict[str, Model]:

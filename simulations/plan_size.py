@@ -31,7 +31,7 @@ def trained_parameters(experiment: Experiment, home: Path | None) -> int:
     study = _with_classes(experiment, home)
     base = None if study.base is None else resolve(study.base.name, home=home)
     shapes = make_model(study, base).shapes
-    return sum(math.prod(shapes[name]) for name in make_strategy(study).trains(shapes, 1))
+    return sum(math.prod(shapes[name]) for name in make_strategy(study).sends(shapes, 1))
 
 
 def _with_classes(experiment: Experiment, home: Path | None) -> Study:

@@ -1,5 +1,6 @@
 """From finished units of work to ``results.json``: means over seeds, per site, per round."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -14,11 +15,10 @@ from huizhen.learning.model import AdaptedModel
 from huizhen.learning.tasks import UNSEEN, name_of
 from huizhen.learning.template import render
 from huizhen.learning.trainable import Model
-from huizhen.protocol.adapter import Tensors
 from huizhen.protocol.certificate import Certificate
 from huizhen.protocol.mechanism import Mechanism
 from huizhen.simulations.baseline import tfidf_baseline, with_ancestors
-from huizhen.simulations.federation import Work
+from huizhen.simulations.federation import Ready, Trained, Work
 from huizhen.simulations.prepare import Prepared
 from huizhen.simulations.provenance import environment, peak_memory_mib
 from huizhen.simulations.run_folder import tensors_digest
@@ -37,16 +37,26 @@ class TestRecords:
         self.model = model
         self.sites = {name: examples for name, examples in sites.items() if examples.ids}
 
-    def metrics(self) -> dict[str, Any]:
-        """Return metrics of the loaded adapter on the union and on each site's own records."""
+    def metrics(self, ready: Ready) -> dict[str, Any]:
+        """Return metrics on the union of the records and on each site's own.
+
+        Args:
+            ready: is called with a site's name before the model sees its records.
+        """
         if self.model.kind == "instruction":
-            losses = {name: answer_loss(self.model, e) for name, e in self.sites.items()}
+            losses = {}
+            for name, examples in self.sites.items():
+                ready(name)
+                losses[name] = answer_loss(self.model, examples)
             tokens = sum(loss.tokens for loss in losses.values())
             return {
                 "metrics": {"loss": sum(loss.total for loss in losses.values()) / tokens},
                 "test_sites": {n: {"loss": x.total / x.tokens} for n, x in losses.items()},
             }
-        scores = {name: classify(self.model, e) for name, e in self.sites.items()}
+        scores = {}
+        for name, examples in self.sites.items():
+            ready(name)
+            scores[name] = classify(self.model, examples)
         labels = [label for e in self.sites.values() for label in e.labels]
         return {
             "metrics": self._scored(np.concatenate(list(scores.values())), labels),
@@ -72,14 +82,13 @@ class Results:
         self._done: list[tuple[Work, list[dict[str, Any]], Metrics, str]] = []
         self._answers: dict[str, list[str]] = {}
 
-    def add(self, work: Work, adapter: Tensors, history: list[dict[str, Any]]) -> None:
+    def add(self, work: Work, trained: Trained) -> None:
         """Take in a unit of work that is finished."""
-        metrics = dict(history[-1]["metrics"])
+        metrics = dict(trained.history[-1]["metrics"])
         model = self.prepared.model
         if isinstance(model, AdaptedModel) and model.kind == "instruction":
-            model.load(adapter)
-            metrics |= self._answer(model, work.unit)
-        self._done.append((work, history, metrics, tensors_digest(adapter)))
+            metrics |= self._answer(model, work.unit, trained)
+        self._done.append((work, trained.history, metrics, tensors_digest(trained.x)))
 
     def document(self, *, command: str, certificate: Certificate | None) -> dict[str, Any]:
         """Return what ``results.json`` holds."""
@@ -294,23 +303,30 @@ class Results:
         extra = ", with HPO ancestors" if terms.ancestors is not None else ""
         return {**found, "text": f"TF-IDF + logistic regression{extra}"}
 
-    def _answer(self, model: AdaptedModel, unit: str) -> Metrics:
-        """Let the loaded adapter answer test records; keep the first answers for the report."""
+    def _answer(self, model: AdaptedModel, unit: str, trained: Trained) -> Metrics:
+        """Let each site's adapter answer its test records; keep the first answers."""
         task, encoder = model.study.task, model.encoder()
-        chosen = self._asked()
-        encoded = [encoder.encode(fields, place) for fields, place in chosen]
-        prompts = [one.ids[: one.answer_start] for one in encoded]
-        answers = model.generate(prompts, task.max_new_tokens)
+        answers: list[str] = []
+        hits: list[bool] = []
+        for site, group in itertools.groupby(self._asked(), key=lambda one: one[0]):
+            model.load(trained.of(site))
+            chosen = [(fields, place) for _, fields, place in group]
+            encoded = [encoder.encode(fields, place) for fields, place in chosen]
+            prompts = [one.ids[: one.answer_start] for one in encoded]
+            found = model.generate(prompts, task.max_new_tokens)
+            hits += [
+                is_same_answer(answer, encoder.answer(fields, place))
+                for answer, (fields, place) in zip(found, chosen, strict=True)
+            ]
+            answers += found
         self._answers[unit] = answers
-        hits = [
-            is_same_answer(answer, encoder.answer(fields, place))
-            for answer, (fields, place) in zip(answers, chosen, strict=True)
-        ]
         return {"exact_match": float(np.mean(hits))}
 
-    def _asked(self) -> list[tuple[Mapping[str, Any], str]]:
+    def _asked(self) -> list[tuple[str, Mapping[str, Any], str]]:
         """Return the test records that are answered: evenly spread, at most as many as set."""
-        everything = [(r.fields, r.place) for s in self.prepared.records.values() for r in s.test]
+        everything = [
+            (name, r.fields, r.place) for name, s in self.prepared.records.items() for r in s.test
+        ]
         most = self.prepared.experiment.simulation.exact_match_records
         places = np.linspace(0, len(everything) - 1, min(most, len(everything))).round().astype(int)
         return [everything[i] for i in places]
@@ -330,7 +346,7 @@ class Results:
                 "expected": render(task.answer or "", fields),
                 "answers": {arm: answers[i] for arm, answers in shown.items()},
             }
-            for i, (fields, _) in enumerate(self._asked()[:count])
+            for i, (_, fields, _) in enumerate(self._asked()[:count])
         ]
 
 

@@ -43,6 +43,8 @@ class Checkpoint:
     # the round to do next
     strategy: StrategyState
     history: list[dict[str, Any]]
+    kept: tuple[Tensors, ...] = ()
+    # what each site keeps for itself, in the study's order; empty where it is in their outboxes
 
 
 class RunFolder:
@@ -110,9 +112,10 @@ class RunFolder:
         """Store the state of a unit of work after a closed round."""
         notes = {"round": checkpoint.round, "history": checkpoint.history, "schema": SCHEMA}
         metadata = {"notes": json.dumps(notes, allow_nan=False)}
-        self.write(
-            f"state/{unit}.safetensors", save(tensors_of(checkpoint.strategy), metadata=metadata)
-        )
+        tensors = tensors_of(checkpoint.strategy)
+        for i, kept in enumerate(checkpoint.kept):
+            tensors |= {f"k/{i}/{name}": array for name, array in in_order(kept).items()}
+        self.write(f"state/{unit}.safetensors", save(tensors, metadata=metadata))
 
     def restore(self, unit: str) -> Checkpoint | None:
         """Return the state of a unit of work, or None if no round of it is closed.
@@ -128,12 +131,17 @@ class RunFolder:
                 notes = json.loads(file.metadata()["notes"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
             round, history = int(notes["round"]), list(notes["history"])
+            kept: dict[int, dict[str, Any]] = {}
+            for name in [name for name in tensors if name.startswith("k/")]:
+                _, i, rest = name.split("/", 2)
+                kept.setdefault(int(i), {})[rest] = tensors.pop(name)
+            own = tuple(kept[i] for i in range(len(kept)))
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise StorageError(
                 f"{str(path)!r} is damaged: remove it and ledgers/{unit}, if there is one, to do "
                 "its part again"
             ) from error
-        return Checkpoint(round, state_of(tensors), history)
+        return Checkpoint(round, state_of(tensors), history, own)
 
     def _claim(self, identity: dict[str, Any], resume: bool) -> None:
         path = self.path / "run.json"

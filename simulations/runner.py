@@ -12,7 +12,7 @@ from typing import Any
 
 from huizhen.client.examples import pooled
 from huizhen.learning.export import export_adapter
-from huizhen.protocol.adapter import Shapes, Tensors
+from huizhen.protocol.adapter import Shapes
 from huizhen.protocol.certificate import Certificate
 from huizhen.protocol.mechanism import Mechanism
 from huizhen.protocol.study import Study
@@ -20,7 +20,7 @@ from huizhen.protocol.study_terms import SiteTerms
 from huizhen.server.certificate import issue, page
 from huizhen.server.rounds import Coordinator
 from huizhen.simulations.experiment import Experiment
-from huizhen.simulations.federation import Watcher, Work, open_ledger, run
+from huizhen.simulations.federation import Trained, Watcher, Work, open_ledger, run
 from huizhen.simulations.partition import read_sites
 from huizhen.simulations.prepare import (
     Prepared,
@@ -80,7 +80,7 @@ def run_experiment(
         every = experiment.simulation.evaluate_every
         exported = [f"{arm}-{_first_seed(experiment)}" for arm in ("federated", "federated_dp")]
         for work in works:
-            adapter, history = run(
+            trained = run(
                 work,
                 prepared.model,
                 folder,
@@ -89,9 +89,9 @@ def run_experiment(
                 evaluate_every=work.study.rounds.count if work.unit.startswith("local") else every,
                 watcher=observer,
             )
-            results.add(work, adapter, history)
+            results.add(work, trained)
             if work.unit in exported:
-                _export(prepared, work, adapter, folder)
+                _export(prepared, work, trained, folder)
         certificate = _certificate(works, folder)
         document = results.document(command=command, certificate=certificate)
         folder.write_json("results.json", document)
@@ -184,17 +184,20 @@ def _certificate(works: list[Work], folder: RunFolder) -> Certificate | None:
     return issue(work.study, issued=today, ledgers=states, simulated=True)
 
 
-def _export(prepared: Prepared, work: Work, adapter: Tensors, folder: RunFolder) -> None:
+def _export(prepared: Prepared, work: Work, trained: Trained, folder: RunFolder) -> None:
+    """Write the adapter, or that of each site where they differ."""
     arm = work.unit.split("-")[0]
-
-    def write(name: str, data: bytes) -> None:
-        folder.write(f"{arm}/{name}", data)
-
     promise = "It was trained without differential privacy: it may reveal its patients."
     if work.study.is_private:
         terms = work.study.privacy
         promise = f"Per {terms.unit} and site: ε = {terms.epsilon:g}, δ = {terms.delta:g}."
-    export_adapter(prepared.model, work.study, adapter, write, promise=promise)
+    adapters = {f"{arm}/{safe_name(site)}": trained.of(site) for site in trained.own}
+    for place, adapter in (adapters or {arm: trained.x}).items():
+
+        def write(name: str, data: bytes, place: str = place) -> None:
+            folder.write(f"{place}/{name}", data)
+
+        export_adapter(prepared.model, work.study, adapter, write, promise=promise)
 
 
 def _first_seed(experiment: Experiment) -> int:

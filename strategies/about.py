@@ -15,6 +15,7 @@ ABOUT: Mapping[str, str] = {
     "fedadam": "fedavg with Adam at the coordinator (Reddi 2021)",
     "fedyogi": "fedavg with Yogi at the coordinator (Reddi 2021)",
     "fedadagrad": "fedavg with Adagrad at the coordinator (Reddi 2021)",
+    "scaffold": "fedavg, each site's steps turned towards everyone's (Karimireddy 2020)",
     "ffa": "A frozen as it began, B averaged (Sun 2024)",
     "ffa_ortho": "A frozen with orthonormal rows of a public seed, B averaged",
     "ffa_refresh": "ffa_ortho that merges and draws another A every few rounds",
@@ -24,6 +25,7 @@ ABOUT: Mapping[str, str] = {
     "svd": "the mean product cut to the rank, FlexLoRA (Bai 2024)",
     "fedsvd": "ffa_ortho with its factors turned after each round (Lee 2025)",
     "hetlora": "zero-padded factors weighed by norms (Cho 2024)",
+    "fedsa": "A averaged, B and head stay at the site: a model for each (Guo 2025)",
     "fed_sb": "an r x r core between two frozen factors (Singhal 2025)",
 }
 
@@ -59,7 +61,7 @@ def choices(shapes: Shapes, *, sites: int, rounds: int) -> list[Choice]:
         if name == "fed_sb":
             own |= {n.removesuffix(B) + CORE: (rank, rank) for n in shapes if n.endswith(B)}
         up = max(
-            bytes_of({n: own[n] for n in strategy.trains(own, round)})
+            bytes_of({n: own[n] for n in strategy.sends(own, round)})
             for round in range(1, min(rounds, 4) + 1)
         )
         down = [bytes_of(strategy.announces(own, round)) for round in (min(2, rounds), rounds)]

@@ -1,7 +1,7 @@
 """What a strategy is: a value that says what each site trains and what the updates become.
 
     the coordinator    init ─► announced ┄┄► … updates … ─► combine ─► step ─► announced ┄┄► …
-    a site             whole ─► trains ─► its update
+    a site             whole, what it has kept ─► trains ─► its update, what it keeps
 
 A rule (``strategies/rules.py``) reduces the updates of a round to one, which ``Averaging.step``
 turns into the next adapter; a ``Stacking`` strategy is given each of them, since it needs the
@@ -75,6 +75,10 @@ class Strategy(ABC):
             round: 1 is the first.
         """
 
+    def sends(self, shapes: Shapes, round: int) -> frozenset[str]:
+        """Return which of the tensors that it trains in a round a site sends."""
+        return self.trains(shapes, round)
+
     def announces(self, shapes: Shapes, round: int) -> Shapes:
         """Return what every site is sent before a round; the rest follows from the study's seed."""
         names = self.trains(shapes, round)
@@ -93,6 +97,27 @@ class Strategy(ABC):
             round: 1 is the first.
         """
         return {**first, **announced}
+
+    def keeps(self, shapes: Shapes) -> Shapes:
+        """Return what a site keeps for itself between rounds; it never leaves, and may be lost."""
+        return {}
+
+    def correction(self, announced: Tensors, kept: Tensors) -> Tensors:
+        """Return what a site adds to the gradient of each of its steps, after any noise."""
+        return {}
+
+    def kept_after(
+        self, update: Tensors, trained: Tensors, correction: Tensors, round: int
+    ) -> Tensors:
+        """Return what ``keeps`` names, at a site after it has trained.
+
+        Args:
+            update: Δ of every tensor that it trained.
+            trained: the tensors themselves.
+            correction: what was added to the gradients of the round.
+            round: 1 is the first.
+        """
+        return {}
 
 
 class Averaging(Strategy):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from huizhen.protocol.adapter import is_head
 from huizhen.protocol.strategy_terms import PARAMETERS, StrategyTerms, shares_of
 from huizhen.protocol.study import Study
 from huizhen.strategies.base import Strategy
@@ -11,6 +12,7 @@ from huizhen.strategies.fed_sb import FedSb
 from huizhen.strategies.fedavg import FedAvg
 from huizhen.strategies.fedex import FedEx
 from huizhen.strategies.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
+from huizhen.strategies.fedsa import FedSa
 from huizhen.strategies.fedsvd import FedSvd
 from huizhen.strategies.ffa import Ffa, FfaOrtho
 from huizhen.strategies.ffa_refresh import FfaRefresh
@@ -18,6 +20,7 @@ from huizhen.strategies.flora import FLora
 from huizhen.strategies.hetlora import HetLora
 from huizhen.strategies.ranks import site_rank
 from huizhen.strategies.rolora import RoLora
+from huizhen.strategies.scaffold import Scaffold
 from huizhen.strategies.svd import Svd
 
 _MAKERS: dict[str, Callable[["Public", dict[str, Any]], Strategy]] = {
@@ -27,6 +30,7 @@ _MAKERS: dict[str, Callable[["Public", dict[str, Any]], Strategy]] = {
     "fedadam": lambda public, own: FedAdam(**own),
     "fedyogi": lambda public, own: FedYogi(**own),
     "fedadagrad": lambda public, own: FedAdagrad(**own),
+    "scaffold": lambda public, own: Scaffold(travel=public.travel, **own),
     "ffa": lambda public, own: Ffa(),
     "ffa_ortho": lambda public, own: FfaOrtho(seed=public.seed),
     "ffa_refresh": lambda public, own: FfaRefresh(seed=public.seed, **own),
@@ -36,6 +40,7 @@ _MAKERS: dict[str, Callable[["Public", dict[str, Any]], Strategy]] = {
     "svd": lambda public, own: Svd(),
     "fedsvd": lambda public, own: FedSvd(seed=public.seed),
     "hetlora": lambda public, own: HetLora(),
+    "fedsa": lambda public, own: FedSa(),
     "fed_sb": lambda public, own: FedSb(seed=public.seed),
 }
 
@@ -49,12 +54,18 @@ class Public:
     ranks: int
     # of all sites together
     sites: int
+    travel: Callable[[str, int], float] = lambda name, round: 1.0
+    # local steps times learning rate, of a tensor in a round
 
 
 def make_strategy(study: Study) -> Strategy:
     """Return the strategy that the study names."""
     ranks = sum(site_rank(study, name) or 0 for name in study.sites)
-    return strategy_of(study.strategy, Public(study.study.seed, ranks, len(study.sites)))
+
+    def travel(name: str, round: int) -> float:
+        return study.rounds.local_steps * study.learning_rate(round, head=is_head(name))
+
+    return strategy_of(study.strategy, Public(study.study.seed, ranks, len(study.sites), travel))
 
 
 def strategy_of(terms: StrategyTerms, public: Public) -> Strategy:

@@ -99,12 +99,12 @@ class SlowTrainer(LyingTrainer):
     is_slow = False
     is_training, is_stopped = threading.Event(), threading.Event()
 
-    def train(self, announcement, round):
+    def train(self, announcement, round, kept):
         if self.is_slow:
             self.is_training.set()
             assert self.is_stopped.wait(SECONDS)
             raise TrainerError(Code.STOPPED)
-        return super().train(announcement, round)
+        return super().train(announcement, round, kept)
 
     def stop(self):
         self.is_stopped.set()

@@ -69,9 +69,9 @@ class Changed:
             raise self.error
         return dataclasses.replace(self.trainer.ready(), **self.facts)
 
-    def train(self, announcement, round):
-        update, report = self.trainer.train(announcement, round)
-        return self.update or update, report
+    def train(self, announcement, round, kept):
+        trained = self.trainer.train(announcement, round, kept)
+        return dataclasses.replace(trained, update=self.update or trained.update)
 
     def metrics(self, announcement):
         return self.released or self.trainer.metrics(announcement)

@@ -16,7 +16,8 @@ from huizhen.client.dp_sgd import private_gradient
 from huizhen.client.model_checks import Memory
 from huizhen.client.patient_gradients import ModelGradients
 from huizhen.client.randomness import NoiseSource
-from huizhen.client.training import Protection, learning_rate, train_round, units
+from huizhen.client.training import Protection, train_round, units
+from huizhen.client.turn import Turn
 from huizhen.protocol.errors import PrivacyError
 from huizhen.protocol.mechanism import Mechanism
 from huizhen.protocol.strategy_terms import StrategyTerms
@@ -289,10 +290,13 @@ def test_an_optimiser_remembers_nothing_of_the_round_before(
 
 
 def test_the_cosine_schedule_falls_from_the_full_rate(plain, with_terms):
-    study = with_terms(plain, rounds={"schedule": "cosine", "count": 4})
+    terms = {"learning_rate": 0.3, "head_learning_rate": None}
+    study = with_terms(plain, rounds={"schedule": "cosine", "count": 4, **terms})
     expected = [1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]
-    assert [learning_rate(0.3, study, t) / 0.3 for t in (1, 2, 3, 4)] == pytest.approx(expected)
-    assert learning_rate(0.3, plain, 9) == 0.3
+    for head in (False, True):
+        found = [study.learning_rate(t, head=head) / 0.3 for t in (1, 2, 3, 4)]
+        assert found == pytest.approx(expected)
+    assert with_terms(plain, rounds=terms).learning_rate(9, head=False) == 0.3
 
 
 def test_the_head_has_its_own_terms_only_without_privacy(tiny_classifier, plain, with_terms):
@@ -392,16 +396,16 @@ def test_fedprox_adds_its_pull_to_the_gradient_of_each_step(
     study = with_terms(plain, rounds=terms)
     pulled = dataclasses.replace(study, strategy=StrategyTerms(name="fedprox", mu=0.5))
     examples, pulls = make_site(tiny_classifier, rows), []
-    own = training.pull
+    own = Turn.__call__
 
-    def watched(parameters, start, mu):
+    def watched(turn):
         name = "head.weight"
-        before = parameters[name].grad.clone()
-        own(parameters, start, mu)
-        away = parameters[name].detach() - (start[name] if mu else 0)
-        pulls.append((mu, away.clone(), parameters[name].grad - before))
+        before = turn.parameters[name].grad.clone()
+        own(turn)
+        away = turn.parameters[name].detach() - (turn.start[name] if turn.mu else 0)
+        pulls.append((turn.mu, away.clone(), turn.parameters[name].grad - before))
 
-    monkeypatch.setattr(training, "pull", watched)
+    monkeypatch.setattr(Turn, "__call__", watched)
     for one in (study, pulled):
         randomised(tiny_classifier)
         train(tiny_classifier, examples, one)
@@ -438,7 +442,7 @@ def test_under_privacy_the_pull_is_added_after_the_noise_and_reads_no_record(
         tiny_classifier.study, strategy=StrategyTerms(name="fedprox", mu=0.5)
     )
     order = []
-    own_steps, own_pull = private_steps.private_steps, training.pull
+    own_steps, own_turn = private_steps.private_steps, Turn.__call__
 
     @contextlib.contextmanager
     def steps(*args, **kwargs):
@@ -450,13 +454,13 @@ def test_under_privacy_the_pull_is_added_after_the_noise_and_reads_no_record(
 
             yield watched
 
-    def pull(parameters, start, mu):
+    def pull(turn):
         order.append("pull")
-        assert start.keys() == parameters.keys()
-        own_pull(parameters, start, mu)
+        assert turn.start.keys() == turn.parameters.keys()
+        own_turn(turn)
 
     monkeypatch.setattr(training, "private_steps", steps)
-    monkeypatch.setattr(training, "pull", pull)
+    monkeypatch.setattr(Turn, "__call__", pull)
     randomised(tiny_classifier)
     train(
         tiny_classifier, make_site(tiny_classifier, rows), study,

@@ -120,7 +120,7 @@ def test_an_answer_that_is_not_as_agreed_is_refused(lying, announce, study, answ
     with lying(answer) as trainer:
         trainer.ready()
         with pytest.raises(TrainerError) as caught:
-            trainer.train(announce(study, 1), 1)
+            trainer.train(announce(study, 1), 1, {})
         assert caught.value.code is Code.BAD_REPLY
 
 
@@ -152,10 +152,10 @@ def test_an_update_that_is_not_as_agreed_is_refused(
     with lying([{"code": None, "report": report}, encode(Message(**terms)).hex()]) as trainer:
         trainer.ready()
         if not changes:
-            assert trainer.train(announce(study, 1), 1)[0].keys() == tensors.keys()
+            assert trainer.train(announce(study, 1), 1, {}).update.keys() == tensors.keys()
             return
         with pytest.raises(TrainerError) as caught:
-            trainer.train(announce(study, 1), 1)
+            trainer.train(announce(study, 1), 1, {})
         assert caught.value.code is Code.BAD_REPLY
         assert trainer._process.ended.wait(2)
 
@@ -179,5 +179,5 @@ def test_eg_6_an_update_that_was_ready_in_the_moment_of_the_stop_is_not_used(
 
         monkeypatch.setattr(worker_trainer, "read_frame", stopped_meanwhile)
         with pytest.raises(TrainerError) as caught:
-            trainer.train(announce(study, 1), 1)
+            trainer.train(announce(study, 1), 1, {})
         assert caught.value.code is Code.STOPPED

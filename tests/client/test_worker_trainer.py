@@ -35,6 +35,7 @@ from huizhen.protocol.ledger_entries import Cap
 from huizhen.protocol.mechanism import Mechanism
 from huizhen.protocol.metrics import parse_metrics
 from huizhen.protocol.wire import Message, encode
+from huizhen.server.rounds import Coordinator
 from huizhen.strategies.catalogue import make_strategy
 
 FOUND = probe()
@@ -157,7 +158,7 @@ def test_eg_3_an_announcement_that_does_not_fit_is_a_code_and_the_worker_stays_w
     trainer.ready()
     before = trainer._process.pid
     with pytest.raises(TrainerError, match=r"code bad_announcement; its log is '") as caught:
-        trainer.train(announce(study, 2), 1)
+        trainer.train(announce(study, 2), 1, {})
     assert caught.value.code is Code.BAD_ANNOUNCEMENT
     assert trainer.ready().num_units == 8
     assert trainer._process.pid == before
@@ -170,7 +171,7 @@ def test_a_worker_that_was_killed_is_started_again_by_the_next_call(shared, stud
     process = trainer._process
     os.kill(process.pid, signal.SIGKILL)
     assert process.ended.wait(2)
-    update, _ = trainer.train(announce(study, 1), 1)
+    update = trainer.train(announce(study, 1), 1, {}).update
     assert any(array.any() for array in update.values())
     assert trainer._process is not process
     assert log.with_name("worker.log.1").read_text().count(LOADED) == 1
@@ -187,7 +188,7 @@ def test_eg_6_a_worker_that_trains_is_killed_within_a_second_and_starts_no_more(
 
     def train():
         try:
-            trainer.train(asked, 1)
+            trainer.train(asked, 1, {})
         except TrainerError as error:
             seen.append((error.code, time.monotonic()))
 
@@ -203,7 +204,11 @@ def test_eg_6_a_worker_that_trains_is_killed_within_a_second_and_starts_no_more(
     assert code is Code.STOPPED
     assert end - begin < 1
     assert wait_until_gone(pids, begin + 1 - time.monotonic())
-    for call in (trainer.ready, lambda: trainer.train(asked, 1), lambda: trainer.metrics(asked)):
+    for call in (
+        trainer.ready,
+        lambda: trainer.train(asked, 1, {}),
+        lambda: trainer.metrics(asked),
+    ):
         with pytest.raises(TrainerError, match="was stopped"):
             call()
     assert trainer._process is process
@@ -272,7 +277,7 @@ def test_a_round_that_hangs_is_paid_for_once_and_trained_again_by_the_next_worke
     ):
         site = Site("A", study, trainer, ledger=ledger)
 
-        def hang(announcement, round):
+        def hang(announcement, round, kept):
             for pid in descendants(trainer._process.pid):
                 os.kill(pid, signal.SIGSTOP)
             return trainer._ask({"command": "train", "round": round}, announcement)
@@ -351,3 +356,28 @@ def test_the_agent_side_imports_no_torch():
         "sys.exit(f'imported: {sorted(heavy)}' if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)  # noqa: S603  # our own command
+
+
+def test_what_a_strategy_keeps_at_the_site_passes_the_walls_both_ways(
+    make, in_process, tiny, make_study, tmp_path
+):
+    rounds = {"length": "steps", "local_steps": 2, "optimizer": "sgd", "momentum": 0.0}
+    study = make_study(
+        base={"digests": dict(tiny.digests)},
+        privacy={"unit": "none"},
+        strategy={"name": "scaffold"},
+        rounds={**rounds, "quorum": 1},
+    )
+    here = Site("A", study, in_process(study))
+    coordinator = Coordinator(study, here.trainer.ready().shapes)
+    state = coordinator.first(make_model(study, tiny).first_tensors(study.study.seed))
+    with make(study, tmp_path / "site") as trainer:
+        there = Site("A", study, trainer)
+        for _ in range(2):
+            asked = coordinator.announcement(state), state.round
+            (expected, _), (found, _) = (site.answer(*asked) for site in (here, there))
+            assert found.data == expected.data
+            assert there.kept.keys() == here.kept.keys() != set()
+            assert all((there.kept[name] == here.kept[name]).all() for name in here.kept)
+            state, _ = coordinator.receive(state, found.data)
+            state = coordinator.close_round(state)

@@ -27,7 +27,7 @@ from huizhen.client.ledger import Ledger
 from huizhen.client.sandbox import Walls
 from huizhen.client.situation import LedgerView, Offered
 from huizhen.client.standing import Standing, open_standing
-from huizhen.client.trainer import TrainerFacts, TrainingReport
+from huizhen.client.trainer import Trained, TrainerFacts, TrainingReport
 from huizhen.learning.catalogue import catalogue
 from huizhen.protocol.adapter import Tensors, shapes_of
 from huizhen.protocol.documents import public_of
@@ -172,15 +172,16 @@ class LyingTrainer:
             study_shapes=shapes_of(FIRST), num_units=57, has_held_out=False,
         )  # fmt: skip
 
-    def train(self, announcement: bytes, round: int) -> tuple[Tensors, TrainingReport]:
+    def train(self, announcement: bytes, round: int, kept: Tensors) -> Trained:
         """Return another update each time."""
         self.trained.append(round)
+        report = TrainingReport(loss=0.5, steps=2, seconds=0.1)
         if self.error is not None:
             raise self.error
         if self.result is not None:
-            return self.result(round), TrainingReport(loss=0.5, steps=2, seconds=0.1)
+            return Trained(self.result(round), {}, report)
         made = {name: np.full_like(value, len(self.trained) / 8) for name, value in FIRST.items()}
-        return made, TrainingReport(loss=0.5, steps=2, seconds=0.1)
+        return Trained(made, {}, report)
 
     def metrics(self, announcement: bytes) -> bytes:
         """Return nothing that would be metrics."""

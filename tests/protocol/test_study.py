@@ -16,7 +16,7 @@ from huizhen.protocol.errors import ConfigError
 from huizhen.protocol.study import FORMAT, SECTIONS, Study, parse_study
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-DIGEST = "fd01be3c877a105ec2947d4986f07370331d1b1f1be332eede9d4ada35877e53"
+DIGEST = "b93bdc0bae2ecea6d9e046d6a2a0242f5d6842ba6adb2f986218575ba9bff38f"
 
 MINIMAL = """
 [study]
@@ -83,6 +83,7 @@ FULL: dict[str, dict[str, Any]] = {
     },
     "rounds": {
         "count": 7,
+        "length": "steps",
         "local_epochs": 2,
         "local_steps": 9,
         "batch_size": 13,
@@ -90,6 +91,7 @@ FULL: dict[str, dict[str, Any]] = {
         "head_learning_rate": 0.03,
         "optimizer": "sgd",
         "head_optimizer": "adamw",
+        "momentum": 0.4,
         "max_norm": 0.9,
         "schedule": "cosine",
         "quorum": 1,

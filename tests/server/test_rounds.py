@@ -233,7 +233,7 @@ def test_with_equal_weights_those_present_count_alike():
 
 def random_update(coordinator, state, site):
     rng = np.random.default_rng([state.round, *site.encode()])
-    shapes = coordinator.trained_shapes(state)
+    shapes = coordinator.sent_shapes(state)
     shapes = at_rank(shapes, site_rank(coordinator.study, site))
     tensors = {n: rng.normal(size=shape).astype(np.float32) for n, shape in shapes.items()}
     return update(coordinator, site, [0, 0], round=state.round, tensors=tensors)
@@ -301,7 +301,7 @@ def test_each_site_sends_its_own_rank_and_no_other(strategy):
     terms = of_ranks(strategy)
     state = Coordinator(terms, WIDE).first(x)
     coordinator = Coordinator(terms, shapes_of(state.strategy.x))
-    shapes = coordinator.trained_shapes(state)
+    shapes = coordinator.sent_shapes(state)
     for site, wrong in (("north", 3), ("north", 1), ("south", 2)):
         tensors = {n: np.zeros(s, np.float32) for n, s in at_rank(shapes, wrong).items()}
         data = update(coordinator, site, [0, 0], tensors=tensors)
@@ -346,7 +346,7 @@ def test_a_rule_that_bears_liars_is_asked_in_place_of_the_mean():
 def test_the_announcement_carries_only_what_is_trained():
     coordinator = Coordinator(study(), SHAPES)
     state = coordinator.first(first_adapter())
-    shapes = coordinator.trained_shapes(state)
+    shapes = coordinator.sent_shapes(state)
     assert shapes == {B: (2, 1), BIAS: (2,)}
     message = decode(coordinator.announcement(state), shapes=shapes)
     assert (message.kind, message.round, message.site) == ("adapter", 1, "")
@@ -367,7 +367,7 @@ def test_the_next_announcement_carries_the_next_round_and_the_new_adapter():
     coordinator = Coordinator(study(), SHAPES)
     state = coordinator.first(first_adapter())
     state = coordinator.close_round(receive_all(coordinator, state, honest(coordinator).values()))
-    message = decode(coordinator.announcement(state), shapes=coordinator.trained_shapes(state))
+    message = decode(coordinator.announcement(state), shapes=coordinator.sent_shapes(state))
     assert message.round == 2
     assert message.tensors[B].tolist() == [[4], [3.0625]]
 

@@ -7,17 +7,26 @@ import pytest
 from safetensors.numpy import load_file
 
 from huizhen.protocol.strategy_terms import PARAMETERS
+from huizhen.simulations import federation
 from huizhen.simulations.experiment import load_experiment
 from huizhen.simulations.runner import run_experiment
 
 ROUNDS = 4
+SGD = [
+    ("local_steps = 2", "local_steps = 4\nlength = 'steps'\noptimizer = 'sgd'\nmomentum = 0.0"),
+    ("learning_rate = 1e-2", "learning_rate = 0.1"),
+]
 
 
 @pytest.fixture
 def run(experiment_file, home, tmp_path):
     """Run a federation of two hospitals and return its folder, its arm and what it came to."""
 
-    def run(terms, *changes, arm="federated", out="run"):
+    def run(terms, *changes, arm="federated", out="run", resume=False):
+        if terms["name"] == "scaffold":
+            changes = (*SGD, *changes)
+        if terms["name"] == "fedsa":
+            changes = (('unit = "patient"', 'unit = "none"'), *changes)
         written = "\n".join(f"{key} = {value!r}".replace("'", '"') for key, value in terms.items())
         experiment = load_experiment(
             experiment_file(
@@ -28,7 +37,8 @@ def run(experiment_file, home, tmp_path):
             )
         )
         folder = tmp_path / out
-        return folder, run_experiment(experiment, folder, home=home)["arms"][arm]
+        document = run_experiment(experiment, folder, home=home, resume=resume)
+        return folder, document["arms"][arm]
 
     return run
 
@@ -43,7 +53,8 @@ def test_a_federation_learns_with_each_strategy_and_its_adapter_is_exported(run,
     assert len(losses) == ROUNDS
     assert all(math.isfinite(loss) for loss in losses)
     assert losses[-1] < losses[0]
-    exported = load_file(folder / "federated" / "adapter_model.safetensors")
+    place = folder / "federated" / ("North" if name == "fedsa" else "")
+    exported = load_file(place / "adapter_model.safetensors")
     ranks = {value.shape[0] for key, value in exported.items() if key.endswith("lora_A.weight")}
     # two sites of rank 2: flora merges 4 ranks in each round, fedex what differs, 2, ffa_refresh 2
     # twice
@@ -52,11 +63,13 @@ def test_a_federation_learns_with_each_strategy_and_its_adapter_is_exported(run,
         left = exported[key.replace("lora_A", "lora_B")].astype(np.float64)
         assert np.abs(left @ exported[key]).max() > 0
     down = [entry["bytes_down"] for entry in arm["rounds"]]
-    is_growing = name in ("flora", "fedex", "ffa_refresh")
+    is_growing = name in ("flora", "fedex", "ffa_refresh", "scaffold")  # which begins without c
     assert (down[-1] > down[0]) is is_growing
 
 
-@pytest.mark.parametrize("name", ["fedprox", "fed_sb", "ffa_refresh", "rolora", "svd", "flora"])
+@pytest.mark.parametrize(
+    "name", ["fedprox", "scaffold", "fed_sb", "ffa_refresh", "rolora", "svd", "flora"]
+)
 def test_a_private_federation_runs_with_each_kind_of_strategy(run, name):
     own = {"every": 2} if name == "ffa_refresh" else {}
     _, arm = run({"name": name, **own}, arm="federated_dp")
@@ -79,3 +92,37 @@ def test_the_arms_of_one_site_train_without_what_combines_many(run):
     _, arm = run({"name": "fedadam"}, arm="pooled")
     _, plain = run({"name": "fedavg"}, arm="pooled", out="plain")
     assert arm["per_seed"][0]["adapter"] == plain["per_seed"][0]["adapter"]
+
+
+@pytest.mark.parametrize("name", ["scaffold", "fedsa"])
+def test_a_run_that_is_resumed_goes_on_with_what_the_sites_had_kept(run, name, monkeypatch):
+    folder, whole = run({"name": name}, out="whole")
+    own = federation._run_round
+
+    def stopped(coordinator, state, *rest):
+        if state.round == 3:
+            raise KeyboardInterrupt
+        return own(coordinator, state, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(federation, "_run_round", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run({"name": name}, out="stopped")
+    again, arm = run({"name": name}, out="stopped", resume=True)
+    assert arm["metrics"] == whole["metrics"]
+    files = sorted(p.relative_to(folder) for p in folder.rglob("adapter_model.safetensors"))
+    assert files
+    for place in files:
+        assert (again / place).read_bytes() == (folder / place).read_bytes()
+
+
+def test_with_fedsa_each_hospital_has_a_model_of_its_own(run):
+    folder, _ = run({"name": "fedsa"})
+    found = {
+        site: load_file(folder / "federated" / site / "adapter_model.safetensors")
+        for site in ("North", "South")
+    }
+    assert not (folder / "federated" / "adapter_model.safetensors").exists()
+    for name, value in found["North"].items():
+        is_alike = np.array_equal(value, found["South"][name])
+        assert is_alike == name.endswith("lora_A.weight")

@@ -24,6 +24,9 @@ def study(name="ffa_ortho", weights="equal", seed=11, sizes=None, unit="none", r
     sizes = {"s0": 100} if sizes is None else sizes
     if name == "ffa_refresh":
         terms = {"every": 2, **terms}
+    rounds = {}
+    if name == "scaffold":
+        rounds = {"length": "steps", "optimizer": "sgd", "momentum": 0.0}
     return parse_study(
         {
             "study": {"name": "s", "seed": seed},
@@ -32,6 +35,7 @@ def study(name="ffa_ortho", weights="equal", seed=11, sizes=None, unit="none", r
             "task": {"kind": "classification", "text": "{t}", "label": "y"},
             "privacy": {"unit": unit},
             "strategy": {"name": name, "weights": weights, **terms},
+            "rounds": rounds,
             "sites": {site: {"patients_public": size} for site, size in sizes.items()},
         },
         "study.toml",
@@ -67,7 +71,7 @@ def local_adapters(strategy, state, n, seed=1, scale=0.5, round=1):
 def after_round(strategy, state, adapters, shares, round=1, order=None, is_absolute=True):
     """Return the state after a round in which the sites ended with these adapters."""
     shapes = {name: value.shape for name, value in state.x.items() if ".merged_" not in name}
-    trained = strategy.trains(shapes, round)
+    trained = strategy.sends(shapes, round)
     updates = [
         difference({name: adapter[name] for name in trained if name in adapter}, state.x)
         if is_absolute
