@@ -15,6 +15,7 @@ import numpy as np
 
 from huizhen.protocol.adapter import MAX_VALUE, Shapes, Tensors, shapes_of
 from huizhen.protocol.errors import PrivacyError, ReleaseLostError, StorageError, WireError
+from huizhen.protocol.travel import PLAIN, Travel
 from huizhen.protocol.wire import Message, encode
 from huizhen.storage.files import make_folder, write_whole
 
@@ -26,7 +27,15 @@ class Envelope:
     data: bytes
 
 
-def send(*, study: str, round: int, site: str, update: Tensors, agreed: Shapes) -> Envelope:
+def send(
+    *,
+    study: str,
+    round: int,
+    site: str,
+    update: Tensors,
+    agreed: Shapes,
+    travel: Travel = PLAIN,
+) -> Envelope:
     """Return an update as the bytes that leave.
 
     Args:
@@ -35,6 +44,7 @@ def send(*, study: str, round: int, site: str, update: Tensors, agreed: Shapes) 
         site: this site's name.
         update: the tensors.
         agreed: the tensors that the study lets leave in this round.
+        travel: how their numbers do.
 
     Raises:
         PrivacyError: the update holds other tensors than agreed.
@@ -45,7 +55,7 @@ def send(*, study: str, round: int, site: str, update: Tensors, agreed: Shapes) 
         names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
         raise PrivacyError(f"update and agreement differ in tensor {names[0]!r}: nothing was sent")
     message = Message(kind="update", study=study, round=round, site=site, tensors=update)
-    data = encode(message)
+    data = encode(message, travel)
     if any((np.abs(array) > MAX_VALUE).any() for array in update.values()):
         raise WireError(f"update holds a value over {MAX_VALUE:g}, which no coordinator counts")
     return Envelope(data)

@@ -158,7 +158,12 @@ class Site:
         agreed = {name: shape for name, shape in self._facts.shapes.items() if name in names}
         try:
             envelope = send(
-                study=self.digest, round=round, site=self.name, update=trained.update, agreed=agreed
+                study=self.digest,
+                round=round,
+                site=self.name,
+                update=trained.update,
+                agreed=agreed,
+                travel=self.study.travel(round),
             )
             own = self.own_bytes(trained.kept, round)
         except WireError as error:

@@ -52,6 +52,9 @@ WITHOUT_LORA = frozenset(
 NEVER_PRIVATE = frozenset({"fedsa"})
 """What stays at the site is trained without noise, and what leaves depends on it."""
 
+NEEDS_EVERY_NUMBER = frozenset({"fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold"})
+"""They take an update for a gradient: a number that was not sent would be one of 0."""
+
 Weights = Literal["equal", "public", "inverse_variance"]
 Combine = Literal[
     "mean", "median", "trimmed_mean", "geometric_median", "multi_krum", "centred_clipping"

@@ -19,6 +19,7 @@ from huizhen.protocol.strategy_terms import (
     LEAST_SHARE,
     MERGES,
     MIXED_RANKS,
+    NEEDS_EVERY_NUMBER,
     NEVER_PRIVATE,
     WITHOUT_LORA,
     StrategyTerms,
@@ -34,6 +35,7 @@ from huizhen.protocol.study_terms import (
     SiteTerms,
     TaskTerms,
 )
+from huizhen.protocol.travel import Travel
 
 FORMAT = 1
 _LONGEST_NAME = 64  # of a site, in characters
@@ -59,6 +61,11 @@ class Study:
         if self.task.kind == "tabular":
             self._refuse_lora()
         self._refuse_coarse_base()
+        if self.rounds.update_share < 1 and self.strategy.name in NEEDS_EVERY_NUMBER:
+            raise ConfigError(
+                f"[rounds] update_share is {self.rounds.update_share}, {self.strategy.name!r} "
+                "would take what is not sent for a gradient of 0: set 1, or another strategy"
+            )
         if self.strategy.name == "scaffold":
             self._check_steps()
         if self.strategy.name in NEVER_PRIVATE and self.is_private:
@@ -111,6 +118,15 @@ class Study:
         if terms.schedule == "constant":
             return rate
         return rate * (1 + math.cos(math.pi * (round - 1) / terms.count)) / 2
+
+    def travel(self, round: int) -> Travel:
+        """How the numbers of a round's updates travel."""
+        return Travel(
+            dtype=self.rounds.update_dtype,
+            share=self.rounds.update_share,
+            seed=self.study.seed,
+            round=round,
+        )
 
     @property
     def quorum(self) -> int:

@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from huizhen.protocol.travel import Dtype
+
 MAX_LABELS = 100_000
 
 # What each kind of task needs, with the end of the error, and which fields it must leave alone.
@@ -233,7 +235,14 @@ class RoundTerms:
     max_update_norm: float = 1e4
     # an update whose L2 norm, over all its tensors, is larger is not counted
 
+    update_dtype: Dtype = "float32"
+    # how the numbers of an update travel: protocol/travel.py
+    update_share: float = 1.0
+    # of an update's numbers that travel, by a public random mask that all sites have in common
+
     def __post_init__(self) -> None:
+        if not 0 < self.update_share <= 1:
+            raise ValueError(f"update_share is {self.update_share}, expected over 0 and at most 1")
         for name in ("count", "local_epochs", "local_steps", "batch_size"):
             if not 1 <= getattr(self, name) <= 1_000_000:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 to 1000000")

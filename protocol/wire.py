@@ -3,8 +3,10 @@
     magic (4 bytes) · header length (uint32, little-endian) · header · safetensors
 
 The header is RFC 8785 JSON: what it is, study digest, round, site, dtype and the shape of every
-tensor. There is exactly one encoding of a message: ``decode`` refuses any other bytes, so a digest
-of the bytes is a digest of the message. Sizes are checked before anything is parsed.
+tensor. All tensors are float32, though the numbers of an update may travel otherwise, as its study
+says (``protocol/travel.py``). There is exactly one encoding of a message: ``decode`` refuses any
+other bytes, so a digest of the bytes is a digest of the message. Sizes are checked before anything
+is parsed.
 """
 
 import json
@@ -16,8 +18,9 @@ from typing import Any, Literal
 import numpy as np
 import rfc8785
 
-from huizhen.protocol.adapter import Array, Shapes, Tensors, in_order, shapes_of
+from huizhen.protocol.adapter import Shapes, Tensors, in_order, shapes_of
 from huizhen.protocol.errors import WireError
+from huizhen.protocol.travel import PLAIN, Stored, Travel
 
 MAGIC = b"HZM1"
 MAX_HEADER_BYTES = 1 << 20
@@ -42,8 +45,12 @@ class Message:
     tensors: Tensors
 
 
-def encode(message: Message) -> bytes:
+def encode(message: Message, travel: Travel = PLAIN) -> bytes:
     """Return the one encoding of a message.
+
+    Args:
+        message: the tensors, with what they are.
+        travel: how its numbers do.
 
     Raises:
         WireError: a value is not finite, or the message breaks the format's limits.
@@ -56,30 +63,40 @@ def encode(message: Message) -> bytes:
         tensors = in_order(message.tensors)
     except UnicodeEncodeError as error:
         raise WireError("header holds text that is not Unicode") from error
-    header = _header_of(message, shapes_of(tensors))
+    header = _header_of(message, shapes_of(tensors), travel.dtype)
     _check_finite(tensors)
+    stored = tensors if travel.is_plain else travel.stored(tensors, message.site)
     if len(header) > MAX_HEADER_BYTES:
         raise WireError(f"header has {len(header)} bytes, at most {MAX_HEADER_BYTES} are allowed")
-    return b"".join((MAGIC, len(header).to_bytes(4, "little"), header, *safetensors(tensors)))
+    return b"".join((MAGIC, len(header).to_bytes(4, "little"), header, *safetensors(stored)))
 
 
-def safetensors(tensors: Mapping[str, Array]) -> list[bytes | memoryview]:
-    """Return the one safetensors encoding of float32 tensors in parts; no value is copied.
+def safetensors(tensors: Mapping[str, Stored]) -> list[bytes | memoryview]:
+    """Return the one safetensors encoding of tensors in parts; no value is copied.
 
     The format's own writer holds three copies of what it writes.
     """
-    shapes = {name: tensors[name].shape for name in sorted(tensors, key=str.encode)}
-    parts = [tensors[name].reshape(-1).view(np.uint8).data for name in shapes]
-    return [_framing(shapes), *parts]
+    names = sorted(tensors, key=str.encode)
+    layout = {
+        n: (tensors[n].dtype.str, _NAMES[tensors[n].dtype.str], tensors[n].shape) for n in names
+    }
+    parts = [np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8).data for name in names]
+    return [_framing(layout), *parts]
 
 
-def _framing(shapes: Shapes) -> bytes:
-    """Return the safetensors header of float32 tensors; names in the order of their UTF-8."""
+_NAMES = {"<f4": "F32", "<f2": "F16", "|i1": "I8"}
+Layout = Mapping[str, tuple[str, str, tuple[int, ...]]]
+"""NumPy's type, safetensors' name of it and the shape of each stored array."""
+
+
+def _framing(layout: Layout) -> bytes:
+    """Return the safetensors header of arrays; names in the order of their UTF-8."""
     entries: dict[str, Any] = {}
     at = 0
-    for name in sorted(shapes, key=str.encode):
-        end = at + 4 * math.prod(shapes[name])
-        entries[name] = {"dtype": "F32", "shape": list(shapes[name]), "data_offsets": [at, end]}
+    for name in sorted(layout, key=str.encode):
+        kind, dtype, shape = layout[name]
+        end = at + np.dtype(kind).itemsize * math.prod(shape)
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
         at = end
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -137,13 +154,15 @@ def _declared_size(shape: Any) -> int:
     return values
 
 
-def decode(data: bytes, *, shapes: Shapes, copy: bool = True) -> Message:
+def decode(data: bytes, *, shapes: Shapes, travel: Travel = PLAIN, copy: bool = True) -> Message:
     """Return the message in ``data``.
 
     Args:
         data: what arrived, from anyone.
         shapes: exactly the tensors that are expected.
-        copy: False: the tensors are read-only views of ``data``, and not aligned.
+        travel: how their numbers were agreed to travel.
+        copy: False: where they travel as they are, the tensors are read-only views of ``data``, and
+            not aligned.
 
     Raises:
         WireError: the bytes are not the one encoding of a message with exactly these tensors, all
@@ -159,6 +178,8 @@ def decode(data: bytes, *, shapes: Shapes, copy: bool = True) -> Message:
         raise WireError(f"header claims {length} bytes, the message has {len(data)}")
     header = _header(data[8 : 8 + length])
     expected = {name: list(shape) for name, shape in shapes.items()}
+    if header["dtype"] != travel.dtype:
+        raise WireError(f"header has dtype {header['dtype'][:20]!r}, expected {travel.dtype!r}")
     if header["tensors"] != expected:
         raise WireError(_tensor_difference(header["tensors"], expected))
     message = Message(
@@ -166,44 +187,48 @@ def decode(data: bytes, *, shapes: Shapes, copy: bool = True) -> Message:
         study=header["study"],
         round=header["round"],
         site=header["site"],
-        tensors=_views(data, 8 + length, shapes),
+        tensors={},
     )
-    if data[8 : 8 + length] != _header_of(message, shapes):
+    if data[8 : 8 + length] != _header_of(message, shapes, travel.dtype):
         raise WireError("header is not in its one canonical encoding")
-    _check_finite(message.tensors)
+    stored = _views(data, 8 + length, travel.layout(shapes))
+    _check_finite({n: array for n, array in stored.items() if array.dtype.kind == "f"})
+    if not travel.is_plain:
+        return replace(message, tensors=travel.tensors(stored, shapes))
     if copy:
-        owned = {name: array.copy() for name, array in message.tensors.items()}
-        return replace(message, tensors=owned)
-    return message
+        stored = {name: array.copy() for name, array in stored.items()}
+    return replace(message, tensors=stored)
 
 
-def _views(data: bytes, at: int, shapes: Shapes) -> dict[str, Array]:
-    """Return the tensors of a payload as views of it."""
-    framing, found = _framing(shapes), {}
-    size = len(framing) + 4 * sum(math.prod(shape) for shape in shapes.values())
-    if data[at : at + len(framing)] != framing or len(data) != at + size:
+def _views(data: bytes, at: int, layout: Layout) -> dict[str, Any]:
+    """Return the arrays of a payload as views of it."""
+    framing, found = _framing(layout), {}
+    sizes = {n: np.dtype(kind).itemsize * math.prod(s) for n, (kind, _, s) in layout.items()}
+    if data[at : at + len(framing)] != framing or len(data) != at + len(framing) + sum(
+        sizes.values()
+    ):
         raise WireError(
-            "payload is not the one safetensors encoding of float32 tensors that its header names"
+            "payload is not the one safetensors encoding of the tensors that its header names"
         )
     at += len(framing)
-    for name in sorted(shapes, key=str.encode):
-        count = math.prod(shapes[name])
-        found[name] = np.frombuffer(data, "<f4", count, at).reshape(shapes[name])
-        at += 4 * count
+    for name in sorted(layout, key=str.encode):
+        kind, _, shape = layout[name]
+        found[name] = np.frombuffer(data, kind, math.prod(shape), at).reshape(shape)
+        at += sizes[name]
     return found
 
 
-def _check_finite(tensors: Tensors) -> None:
+def _check_finite(tensors: Mapping[str, Any]) -> None:
     for name, array in tensors.items():
         if not np.isfinite(array).all():
             raise WireError(f"tensor {name!r} holds a value that is not finite, expected none")
 
 
-def _header_of(message: Message, shapes: Shapes) -> bytes:
+def _header_of(message: Message, shapes: Shapes, dtype: str) -> bytes:
     try:
         return rfc8785.dumps(
             {
-                "dtype": "float32",
+                "dtype": dtype,
                 "kind": message.kind,
                 "round": message.round,
                 "site": message.site,
@@ -226,8 +251,8 @@ def _header(data: bytes) -> dict[str, Any]:
     for key, kind in types.items():
         if type(header[key]) is not kind:
             raise WireError(f"header {key} is not of type {kind.__name__}")
-    if header["kind"] not in ("adapter", "update", "kept") or header["dtype"] != "float32":
-        raise WireError("header names an unknown kind or dtype")
+    if header["kind"] not in ("adapter", "update", "kept"):
+        raise WireError("header names an unknown kind")
     if header["kind"] == "adapter" and header["site"]:
         raise WireError("adapter names a site, only an update has one")
     if not 1 <= header["round"] <= MAX_ROUND:

@@ -118,6 +118,7 @@ class Coordinator:
             sites=self.study.sites,
             seen=state.counted,
             max_norm=self.study.rounds.max_update_norm,
+            travel=self.study.travel(state.round),
         )
         if isinstance(update, Message) and not mean.fits(update.tensors):
             return "malformed"

@@ -8,6 +8,7 @@ import numpy as np
 
 from huizhen.protocol.adapter import Shapes, Tensors, blocks
 from huizhen.protocol.errors import WireError
+from huizhen.protocol.travel import PLAIN, Travel
 from huizhen.protocol.wire import Message, decode
 
 Refusal: TypeAlias = Literal[
@@ -30,6 +31,7 @@ def check_update(
     sites: Container[str],
     seen: Container[str],
     max_norm: float,
+    travel: Travel = PLAIN,
 ) -> Message | Refusal:
     """Return the update in ``data``, or why it is not counted.
 
@@ -41,9 +43,10 @@ def check_update(
         sites: the study's sites.
         seen: the sites whose update of this round has been counted.
         max_norm: the largest L2 norm that an update may have, over all its tensors.
+        travel: how its numbers were agreed to.
     """
     try:
-        message = decode(data, shapes=shapes, copy=False)
+        message = decode(data, shapes=shapes, travel=travel, copy=False)
     except WireError:
         return "malformed"
     if message.kind != "update":

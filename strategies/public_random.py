@@ -7,23 +7,17 @@ the same bytes. None of this may ever be used for noise.
 """
 
 import functools
-import hashlib
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
 from huizhen.protocol.adapter import Array
-
-
-def _words(seed: int, purpose: str, count: int) -> NDArray[np.uint16]:
-    digest = hashlib.shake_256(f"huizhen/{purpose}/{seed}".encode()).digest(2 * count)
-    return np.frombuffer(digest, dtype="<u2")
+from huizhen.protocol.public_bits import public_words
 
 
 def uniform(seed: int, name: str, shape: tuple[int, ...], bound: float) -> Array:
     """Return values uniform on a grid of 2^16 points in (-bound, bound)."""
-    words = _words(seed, f"uniform/{name}", math.prod(shape)).astype(np.float64)
+    words = public_words(seed, f"uniform/{name}", math.prod(shape)).astype(np.float64)
     return ((words * 2 + 1 - 2**16) * (bound / 2**16)).astype(np.float32).reshape(shape)
 
 
@@ -39,7 +33,7 @@ def orthonormal_rows(seed: int, name: str, shape: tuple[int, int]) -> Array:
     rank, width = shape
     if rank > width:
         raise ValueError(f"rank is {rank}, the layer is only {width} wide")
-    words = _words(seed, f"orthonormal/{name}", 16 * rank * width).astype(np.int64)
+    words = public_words(seed, f"orthonormal/{name}", 16 * rank * width).astype(np.int64)
     rows = (words.reshape(rank, width, 16).sum(axis=2) - 8 * (2**16 - 1)).astype(np.float64)
     for i in range(rank):
         for _ in range(2):

@@ -253,6 +253,31 @@ def test_id_7_a_replayed_announcement_is_answered_with_the_same_bytes(site, plai
     assert [one.trained for one in trainers[0]] == [[1]]
 
 
+def test_what_a_strategy_keeps_here_is_there_after_a_restart(coordinator, home, trainers):
+    """Without a ledger it is the note of the last answer that names it."""
+    steps = {"length": "steps", "optimizer": "sgd", "momentum": 0.0}
+    strategy = {"name": "scaffold", "weights": "equal"}
+    offered = coordinator.offer(make_study(strategy=strategy, rounds=steps))
+    approve(home, offered)
+    asked = coordinator.open(offered)
+    kept = {f"{name}.control": np.full_like(value, 0.5) for name, value in FIRST.items()}
+    trainers[1]["kept"] = kept
+    with answering_at(home) as site:
+        site.answer(asked.document, asked.adapter)
+    with answering_at(home) as site:
+        site.answer(asked.document, asked.adapter)
+        assert site._site is not None
+        found = site._site.join().kept
+        assert found.keys() == kept.keys()
+        assert all((found[name] == 0.5).all() for name in kept)
+        [place] = (home.folder / "outbox" / offered.digest).glob("*.own")
+    place.unlink()
+    with answering_at(home) as site:
+        site.answer(asked.document, asked.adapter)
+        assert site._site is not None
+        assert site._site.join().kept == {}
+
+
 def test_id_7_the_same_bytes_after_a_restart(home, plain, trainers):
     _, asked = plain
     with answering_at(home) as site:

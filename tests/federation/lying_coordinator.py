@@ -162,6 +162,7 @@ class LyingTrainer:
     site: str
     result: Callable[[int], Tensors] | None = None
     error: BaseException | None = None
+    kept: Tensors = field(default_factory=dict)
     trained: list[int] = field(default_factory=list)
     log: str = ""
 
@@ -179,9 +180,9 @@ class LyingTrainer:
         if self.error is not None:
             raise self.error
         if self.result is not None:
-            return Trained(self.result(round), {}, report)
+            return Trained(self.result(round), self.kept, report)
         made = {name: np.full_like(value, len(self.trained) / 8) for name, value in FIRST.items()}
-        return Trained(made, {}, report)
+        return Trained(made, self.kept, report)
 
     def metrics(self, announcement: bytes) -> bytes:
         """Return nothing that would be metrics."""

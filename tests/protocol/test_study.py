@@ -16,7 +16,7 @@ from huizhen.protocol.errors import ConfigError
 from huizhen.protocol.study import FORMAT, SECTIONS, Study, parse_study
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-DIGEST = "b93bdc0bae2ecea6d9e046d6a2a0242f5d6842ba6adb2f986218575ba9bff38f"
+DIGEST = "ada86facc7ee2800ebda466b5702afca55a1af32bed820f34366bf806dea207a"
 
 MINIMAL = """
 [study]
@@ -97,6 +97,7 @@ FULL: dict[str, dict[str, Any]] = {
         "quorum": 1,
         "deadline_minutes": 45.0,
         "max_update_norm": 77.0,
+        "update_dtype": "int8",
     },
     "sites": {"north": {"patients_public": 700}, "south": {"patients_public": 130}},
 }
@@ -232,6 +233,7 @@ def test_the_walk_meets_every_field_of_every_section():
                 "clip_radius",
                 "every",
                 "mu",
+                "update_share",
                 "warm_rounds",
             }
 

@@ -39,6 +39,7 @@ def study(strategy="ffa_ortho", weights="public", sizes=SIZES, **rounds):
             "base": {"name": "tiny"},
             "adapter": {"target_modules": ["query"], "rank": 1},
             "task": {"kind": "classification", "text": "{t}", "label": "y"},
+            "privacy": {"unit": "none" if strategy == "fedsa" else "patient"},
             "strategy": {"name": strategy, "weights": weights, **own_terms(strategy)},
             "rounds": {"count": 2, **rounds},
             "sites": {site: {"patients_public": size} for site, size in sizes.items()},

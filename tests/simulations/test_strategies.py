@@ -77,6 +77,26 @@ def test_a_private_federation_runs_with_each_kind_of_strategy(run, name):
     assert len(arm["rounds"]) == ROUNDS
 
 
+@pytest.mark.parametrize(
+    ("name", "terms", "most"),
+    [
+        ("ffa_ortho", "update_dtype = 'float16'", 0.75),
+        ("fedex", "update_dtype = 'int8'", 0.85),
+        ("fedavg", "update_dtype = 'int8'\nupdate_share = 0.25", 0.75),
+        ("svd", "update_share = 0.5", 0.75),
+    ],
+)
+@pytest.mark.parametrize("arm", ["federated", "federated_dp"])
+def test_updates_travel_in_fewer_bytes_and_the_federation_learns(run, name, terms, most, arm):
+    """The tiny adapter's headers are a good part of its bytes, and they do not shrink."""
+    _, whole = run({"name": name}, arm=arm, out="whole")
+    _, fewer = run({"name": name}, ("count = 4", f"count = 4\n{terms}"), arm=arm)
+    for one, other in zip(fewer["rounds"], whole["rounds"], strict=True):
+        assert one["bytes_up"] < most * other["bytes_up"]
+    if arm == "federated":
+        assert fewer["rounds"][-1]["loss"] < fewer["rounds"][0]["loss"]
+
+
 @pytest.mark.parametrize("name", ["ffa_ortho", "svd"])
 def test_a_hospital_whose_hardware_carries_less_takes_part(run, name):
     sites = "[sites.North]\npatients_public = 10\nrank = 1\n[sites.South]\npatients_public = 10\n"
