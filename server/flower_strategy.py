@@ -109,7 +109,11 @@ class FlowerStrategy(FedAvg):
             config["huizhen-keeps"] = [self._keys.get(name, name) for name in sorted(kept)]
         if self._terms.mu is not None:
             config["proximal-mu"] = self._terms.mu
-        return super().configure_train(server_round, self._record(server_round), config, grid)
+        if self._state is None:
+            raise ConfigError("the strategy has no arrays yet: call start()")
+        told = self._strategy.announced(self._state, self._shapes, server_round)
+        sent = self._record({**self._state.x, **told})
+        return super().configure_train(server_round, sent, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -140,7 +144,7 @@ class FlowerStrategy(FedAvg):
         except AggregationError as error:  # too few for the rule: the adapter stays
             log(WARNING, "round %s changes nothing: %s", server_round, error)
             return None, None
-        return self._record(server_round + 1), self._metrics(counted)
+        return self._record(self._state.x), self._metrics(counted)
 
     def _metrics(self, counted: list[RecordDict]) -> MetricRecord | None:
         """Return the metrics of those that were counted, if all say how much they weigh."""
@@ -197,13 +201,8 @@ class FlowerStrategy(FedAvg):
                     "trained adapter into the base, and send a new one (B = 0)"
                 )
 
-    def _record(self, round: int) -> ArrayRecord:
-        """Return the whole adapter, with what else the strategy tells the sites before a round."""
-        if self._state is None:
-            raise ConfigError("the strategy has no arrays yet: call start()")
-        told = self._strategy.announced(self._state, self._shapes, round)
-        values = {**self._state.x, **told}
-        return ArrayRecord({self._keys.get(name, name): Array(v) for name, v in values.items()})
+    def _record(self, tensors: Tensors) -> ArrayRecord:
+        return ArrayRecord({self._keys.get(name, name): Array(v) for name, v in tensors.items()})
 
     def _update(self, message: Message, names: frozenset[str]) -> Tensors | str:
         """Return what a reply's arrays add to those that were sent, or why they cannot count."""

@@ -1,6 +1,7 @@
 """Which way to average: parameters of their own, defaults in the digest, pairs that cannot be."""
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,11 +18,13 @@ from huizhen.protocol.strategy_terms import (
 )
 from huizhen.protocol.study import parse_study
 
+STEPS: dict[str, Any] = {"length": "steps", "optimizer": "sgd", "momentum": 0.0}
 OPTIONAL = sorted({name for values in PARAMETERS.values() for name in values})
 
 
 def study(sites=3, quorum=None, unit="none", **strategy):
     rounds = {} if quorum is None else {"quorum": quorum}
+    rounds |= STEPS if strategy.get("name") == "scaffold" else {}
     return parse_study(
         {
             "study": {"name": "s"},
@@ -163,6 +166,7 @@ def test_a_site_of_another_rank_needs_a_strategy_that_takes_it():
             "task": {"kind": "classification", "text": "{t}", "label": "y"},
             "privacy": {"unit": "none"},
             "strategy": {"name": name},
+            "rounds": STEPS if name == "scaffold" else {},
             "sites": {"a": {"patients_public": 9}, "b": {"patients_public": 9, "rank": rank}},
         }
         return parse_study(tables, "study.toml")
@@ -188,7 +192,7 @@ def changed(name, *, count=20, dtype="float32", sizes=(100, 100), **own):
             "task": {"kind": "classification", "text": "{t}", "label": "y"},
             "privacy": {"unit": "none"},
             "strategy": {"name": name, **own},
-            "rounds": {"count": count},
+            "rounds": {"count": count, **(STEPS if name == "scaffold" else {})},
             "sites": {f"s{i}": {"patients_public": size} for i, size in enumerate(sizes)},
         },
         "study.toml",

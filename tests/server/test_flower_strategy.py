@@ -102,7 +102,7 @@ def expected(name, nodes=NODES, shares=None, **terms):
         for node in nodes:
             trained = {
                 key: state.x[key] + step_of(round, node, shapes[key])
-                for key in strategy.trains(shapes, round)
+                for key in strategy.sends(shapes, round)
             }
             given.append(Given(f"{node:020}", shares[node], difference(trained, state.x)))
         if isinstance(strategy, Stacking):
@@ -119,7 +119,8 @@ def expected(name, nodes=NODES, shares=None, **terms):
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_each_strategy_comes_to_the_same_adapter_as_without_flower(name):
     own: dict[str, Any] = {"every": 2} if name == "ffa_refresh" else {}
-    strategy = as_flower_strategy(name, sites=3, **own)
+    travel = {"travel": 1.0} if name == "scaffold" else {}
+    strategy = as_flower_strategy(name, sites=3, **travel, **own)
     result = run(strategy, Federation())
     whole = expected(name, **own)
     found = {key: array.numpy() for key, array in result.arrays.items()}
@@ -140,6 +141,24 @@ def test_what_to_train_is_said_in_each_message_by_the_keys_of_the_arrays():
     grid = Federation()
     run(as_flower_strategy("fedprox", sites=3, mu=0.25), grid)
     assert {config["proximal-mu"] for config in grid.configs} == {0.25}
+
+
+def test_what_a_site_goes_on_with_as_it_has_it_is_said_too():
+    grid = Federation()
+    run(as_flower_strategy("fedsa", sites=3), grid)
+    for config in grid.configs:
+        assert sorted(config["huizhen-keeps"]) == sorted([BIAS, HEAD, PEFT[B]])
+    grid = Federation()
+    run(as_flower_strategy("fedavg", sites=3), grid)
+    assert not any("huizhen-keeps" in config for config in grid.configs)
+
+
+def test_scaffold_tells_everyone_c_from_the_second_round_on():
+    grid = Federation()
+    run(as_flower_strategy("scaffold", sites=3, travel=0.5), grid)
+    told = [{key for key in sent if key.endswith(".control")} for _, sent in grid.sent]
+    assert told[: len(NODES)] == [set()] * len(NODES)
+    assert all(len(one) == len(SHAPES) for one in told[len(NODES) :])
 
 
 def test_equal_weights_count_every_node_alike_and_need_no_metric():
