@@ -143,6 +143,8 @@ def _export_linear(
         for name in feature_names(task)
     ]
     about = {"features": features, "missing": task.missing, "label": task.label}
+    if task.time is not None:
+        about["time"] = task.time
     write("model.safetensors", save(in_order(tensors)))
     write("features.json", _json({**about, "labels": task.labels}))
     write("README.md", _linear_readme(model, study, promise).encode())
@@ -170,9 +172,11 @@ def _linear_readme(model: Model, study: Study, promise: str) -> str:
         "# values: one per feature, in the order of features.json",
         "x = 2 * (np.clip(values, least, greatest) - least) / (greatest - least) - 1",
         f"# {missing[task.missing]}",
-        'scores = tensors["head.weight"] @ x + tensors["head.bias"]',
+        'scores = tensors["head.weight"] @ x + tensors.get("head.bias", 0)',
     ]
-    if len(task.labels) == 2:
+    if task.kind == "survival":
+        lines.append("hazard = np.exp(scores[0])  # next to that of a record whose x is 0")
+    elif len(task.labels) == 2:
         lines.append('p = 1 / (1 + np.exp(-scores[0]))  # of about["labels"][1]')
     else:
         lines.append('p = np.exp(scores) / np.exp(scores).sum()  # of each of about["labels"]')

@@ -2,6 +2,7 @@
 
 from huizhen.learning.bases import Base
 from huizhen.learning.model import AdaptedModel
+from huizhen.learning.survival import CoxModel
 from huizhen.learning.tabular import LinearModel
 from huizhen.learning.trainable import Model
 from huizhen.protocol.errors import ConfigError
@@ -15,7 +16,7 @@ def make_model(study: Study, base: Base | None, *, site: str | None = None) -> M
 
     Args:
         study: with its labels filled in.
-        base: from ``resolve``; None for a tabular study, which has none.
+        base: from ``resolve``; None for a tabular or survival study, which has none.
         site: whose rank to train; the study's when None.
 
     Raises:
@@ -29,6 +30,8 @@ def make_model(study: Study, base: Base | None, *, site: str | None = None) -> M
         )
     if study.task.kind == "tabular":
         return LinearModel(study)
+    if study.task.kind == "survival":
+        return CoxModel(study)
     if study.base is None or base is None:
         raise ConfigError("study has no [base]: add the section")
     check_digests(study.base, base)

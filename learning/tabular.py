@@ -82,10 +82,7 @@ class TabularEncoder:
                 f"{where}: {name!r} is missing, [task] missing is 'refuse': "
                 "fill it, remove the record or set missing = 'middle'"
             )
-        try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
+        number = number_of(value)
         if not math.isfinite(number):
             raise GovernanceError(
                 f"{where}: {name!r} is not a finite number, a feature must be: mend the export"
@@ -93,10 +90,18 @@ class TabularEncoder:
         return number
 
 
+def number_of(value: Any) -> float:
+    """Return a field as a number, not a number where it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
 class LinearModel(Model):
     """What ``AdaptedModel`` is to a text, for numbers: one linear layer and nothing frozen."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, *, bias: bool = True) -> None:
         """Make the model of a tabular study.
 
         Raises:
@@ -104,7 +109,8 @@ class LinearModel(Model):
         """
         task = study.task
         self._is_binary = len(task.labels) == 2
-        head = nn.Linear(len(task.features), 1 if self._is_binary else len(task.labels))
+        outputs = 1 if self._is_binary else len(task.labels)
+        head = nn.Linear(len(task.features), outputs, bias=bias)
         named = {f"head.{name}": one for name, one in head.named_parameters()}
         super().__init__(study, nn.ModuleDict({"head": head}), named)
         self.load(self.first_tensors(study.study.seed))

@@ -2,7 +2,7 @@
 
 ``classification`` reads a text and names one of a public list of classes. ``instruction`` reads a
 user's turn and writes the assistant's; only the tokens of the answer enter the loss. ``tabular``
-reads numbers (``learning/tabular.py``).
+and ``survival`` read numbers (``learning/tabular.py``, ``learning/survival.py``).
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ class Encoded:
 
     ids: NDArray[Any]
     # tokens of the text, or of prompt and answer, int64; of a tabular task the scaled features,
-    # float32
+    # float32; of a survival task the time after them
     label: int
     # index into the study's labels; 0 for an instruction
     answer_start: int
@@ -49,7 +49,7 @@ def fields_read(task: TaskTerms) -> tuple[str, ...]:
     """
     names = [*_fields_of("text", task.text), *sorted(task.features)]
     names += _fields_of("answer", task.answer or "")
-    names += [name for name in (task.label, task.label_text) if name]
+    names += [name for name in (task.label, task.label_text, task.time) if name]
     return tuple(dict.fromkeys(names))
 
 

@@ -58,8 +58,13 @@ class Study:
     def __post_init__(self) -> None:
         for name in self.sites:
             check_site_name(name)
-        if self.task.kind == "tabular":
+        if self.task.is_linear:
             self._refuse_lora()
+        if self.task.kind == "survival" and self.is_private:
+            raise ConfigError(
+                "[task] kind is 'survival', a record's loss depends on who else is in its batch: "
+                f"unit {self.privacy.unit!r} cannot hold, set [privacy] unit = 'none'"
+            )
         self._refuse_coarse_base()
         if self.rounds.update_share < 1 and self.strategy.name in NEEDS_EVERY_NUMBER:
             raise ConfigError(
@@ -208,10 +213,12 @@ class Study:
         """Refuse what only a base with LoRA gives a meaning to."""
         for name in ("base", "adapter"):
             if getattr(self, name) is not None:
-                raise ConfigError(f"[{name}] has no meaning for kind 'tabular': remove the section")
+                raise ConfigError(
+                    f"[{name}] has no meaning for kind {self.task.kind!r}: remove the section"
+                )
         if self.strategy.name not in WITHOUT_LORA:
             raise ConfigError(
-                f"[strategy] name is {self.strategy.name!r}, a tabular study has no LoRA: "
+                f"[strategy] name is {self.strategy.name!r}, a {self.task.kind} study has no LoRA: "
                 f"set one of {', '.join(sorted(WITHOUT_LORA))}"
             )
 
@@ -265,7 +272,7 @@ def parse_study(tables: Mapping[str, Any], where: str) -> Study:
             )
         elif name in ("study", "task"):
             raise ConfigError(f"{where} has no [{name}]: add the section")
-    if values["task"].kind != "tabular":
+    if not values["task"].is_linear:
         for name in ("base", "adapter"):
             if name not in values:
                 raise ConfigError(f"{where} has no [{name}]: add the section")

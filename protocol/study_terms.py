@@ -24,18 +24,26 @@ _NEEDED: dict[str, dict[str, str]] = {
         "features": ", a tabular task needs fields and their public ranges",
         "label": _CLASS_NEEDED,
     },
+    "survival": {
+        "features": ", a survival task needs fields and their public ranges",
+        "label": ", a survival task needs the field that says whether the event was seen",
+        "time": ", a survival task needs the field with the time of follow-up",
+    },
+}
+_NO_NUMBERS: dict[str, Any] = {"features": {}, "missing": "refuse", "time": None}
+_NO_TEXT: dict[str, Any] = {
+    "text": "",
+    "label_text": None,
+    "label_texts": (),
+    "head": "linear",
+    "answer": None,
+    "system": "",
 }
 _MEANINGLESS: dict[str, dict[str, Any]] = {
-    "classification": {"answer": None, "system": "", "features": {}, "missing": "refuse"},
-    "instruction": {"label": None, "label_text": None, "features": {}, "missing": "refuse"},
-    "tabular": {
-        "text": "",
-        "label_text": None,
-        "label_texts": (),
-        "head": "linear",
-        "answer": None,
-        "system": "",
-    },
+    "classification": {"answer": None, "system": "", **_NO_NUMBERS},
+    "instruction": {"label": None, "label_text": None, **_NO_NUMBERS},
+    "tabular": {**_NO_TEXT, "time": None},
+    "survival": {**_NO_TEXT, "label_smoothing": 0.0},
 }
 
 
@@ -92,16 +100,19 @@ class AdapterTerms:
 class TaskTerms:
     """``[task]``: how a record becomes an example and what is asked of the model."""
 
-    kind: Literal["classification", "instruction", "tabular"]
+    kind: Literal["classification", "instruction", "tabular", "survival"]
     text: str = ""
     # a template over the record's fields: the text to classify, or the user's turn
     features: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    # tabular: numeric fields and their public ranges, [least, greatest]; a value outside is moved
-    # to the edge
+    # tabular, survival: numeric fields and their public ranges, [least, greatest]; a value outside
+    # is moved to the edge
     missing: Literal["refuse", "middle"] = "refuse"
-    # tabular: a record without a feature's value; middle puts the middle of the public range in
+    # tabular, survival: a record without a feature's value; middle puts the middle of the public
+    # range in
     label: str | None = None
-    # classification, tabular: the field that holds the class
+    # classification, tabular: the field that holds the class; survival: whether the event was seen
+    time: str | None = None
+    # survival: the field with the time until the event or the end of follow-up, in any unit
     labels: tuple[str, ...] = ()
     # the public list of classes; a simulation fills it from the training records
     label_text: str | None = None
@@ -122,6 +133,11 @@ class TaskTerms:
     max_new_tokens: int = 16
     # instruction: the longest answer that is generated when the model is evaluated
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether the model is one linear layer over numbers, without a base."""
+        return self.kind in ("tabular", "survival")
+
     def __post_init__(self) -> None:
         for name, need in _NEEDED[self.kind].items():
             if not getattr(self, name):
@@ -139,6 +155,11 @@ class TaskTerms:
             raise ValueError(f"head_scale is {self.head_scale}, expected more than 0")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}, expected 0 to under 1")
+        if self.kind == "survival" and self.labels and len(self.labels) != 2:
+            raise ValueError(
+                f"labels has {len(self.labels)} values, a survival task has two: followed without "
+                "the event, and the event"
+            )
         if len(set(self.labels)) != len(self.labels) or len(self.labels) > MAX_LABELS:
             raise ValueError(f"labels repeats a class or has over {MAX_LABELS}")
         if self.label_texts and len(self.label_texts) != len(self.labels):

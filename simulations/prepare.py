@@ -14,7 +14,9 @@ from huizhen.client.site import check_delta
 from huizhen.client.site_examples import site_examples
 from huizhen.client.training import units
 from huizhen.learning.bases import resolve
+from huizhen.learning.metrics import concordance_index
 from huizhen.learning.models import check_digests, make_model
+from huizhen.learning.survival import times_of
 from huizhen.learning.tasks import UNSEEN, fields_read, name_of
 from huizhen.learning.template import nearest
 from huizhen.learning.trainable import Model
@@ -109,6 +111,8 @@ def prepare(
         found[name] = site_examples(admitted[name], encoder, model)
         check_delta(name, study, len(units(found[name].train, study)))
     test = {name: examples.held_out for name, examples in found.items()}
+    if study.task.kind == "survival":
+        _check_comparable(list(test.values()))
     read = {name: examples.read for name, examples in found.items()}
     dropped = {field for examples in found.values() for field in examples.fields_dropped}
     return Prepared(
@@ -141,6 +145,17 @@ def _with_digests(terms: BaseTerms, home: Path | None) -> BaseTerms:
     base = resolve(terms.name, home=home)
     check_digests(terms, base)
     return replace(terms, name=base.name, digests=dict(base.digests))
+
+
+def _check_comparable(test: Sequence[Examples]) -> None:
+    """Refuse test records of which no two have an order."""
+    times = times_of([row for one in test for row in one.ids])
+    events = np.array([label == 1 for one in test for label in one.labels], bool)
+    if concordance_index(times, events, np.zeros(len(times), np.float32)) is None:
+        raise ConfigError(
+            "no two test records can be compared, a C-index needs one with the event and one that "
+            "was followed for longer: hold out more"
+        )
 
 
 def _check_fields(sites: Mapping[str, SiteRecords], wanted: Sequence[str]) -> None:
@@ -231,7 +246,7 @@ def _notes(
         )
     cut = sum(e.cut for e in (*train.values(), *test.values()))
     total = sum(len(e.ids) for e in (*train.values(), *test.values()))
-    if cut and study.task.kind == "tabular":
+    if cut and study.task.is_linear:
         notes.append(
             f"{cut} of {total} records had a feature outside its public range, moved to the edge."
         )

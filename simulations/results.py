@@ -10,8 +10,13 @@ from numpy.typing import NDArray
 
 from huizhen.client.evaluation import answer_loss, classify
 from huizhen.client.examples import Examples
-from huizhen.learning.metrics import classification_metrics, is_same_answer
+from huizhen.learning.metrics import (
+    classification_metrics,
+    concordance_index,
+    is_same_answer,
+)
 from huizhen.learning.model import AdaptedModel
+from huizhen.learning.survival import times_of
 from huizhen.learning.tasks import UNSEEN, name_of
 from huizhen.learning.template import render
 from huizhen.learning.trainable import Model
@@ -57,16 +62,20 @@ class TestRecords:
         for name, examples in self.sites.items():
             ready(name)
             scores[name] = classify(self.model, examples)
-        labels = [label for e in self.sites.values() for label in e.labels]
+        own = {name: self._scored(scores[name], [e]) for name, e in self.sites.items()}
         return {
-            "metrics": self._scored(np.concatenate(list(scores.values())), labels),
-            "test_sites": {
-                name: self._scored(scores[name], examples.labels)
-                for name, examples in self.sites.items()
-            },
+            "metrics": self._scored(
+                np.concatenate(list(scores.values())), list(self.sites.values())
+            ),
+            "test_sites": {name: metrics for name, metrics in own.items() if metrics},
         }
 
-    def _scored(self, scores: NDArray[np.float32], labels: Sequence[int]) -> Metrics:
+    def _scored(self, scores: NDArray[np.float32], examples: Sequence[Examples]) -> Metrics:
+        labels = [label for one in examples for label in one.labels]
+        if self.model.kind == "survival":
+            times = times_of([row for one in examples for row in one.ids])
+            index = concordance_index(times, np.asarray(labels) == 1, scores[:, 1])
+            return {} if index is None else {"c_index": index}
         found = classification_metrics(scores, labels)
         if self.model.kind == "tabular" and scores.shape[1] <= 3:
             del found["top3"]  # it says nothing of two or three classes

@@ -15,6 +15,7 @@ METRICS = {
     "top1": "top-1",
     "top3": "top-3",
     "macro_f1": "macro F1",
+    "c_index": "C-index",
     "exact_match": "exact match",
     "loss": "loss",
 }

@@ -16,7 +16,7 @@ from huizhen.protocol.errors import ConfigError
 from huizhen.protocol.study import FORMAT, SECTIONS, Study, parse_study
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-DIGEST = "ada86facc7ee2800ebda466b5702afca55a1af32bed820f34366bf806dea207a"
+DIGEST = "84a0dde26418ba79beae4887646473d8b87dd911a0cdc90442c281693427d697"
 
 MINIMAL = """
 [study]
@@ -234,6 +234,7 @@ def test_the_walk_meets_every_field_of_every_section():
                 "every",
                 "mu",
                 "update_share",
+                "time",
                 "warm_rounds",
             }
 

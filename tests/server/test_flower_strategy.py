@@ -119,7 +119,7 @@ def expected(name, nodes=NODES, shares=None, **terms):
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_each_strategy_comes_to_the_same_adapter_as_without_flower(name):
     own: dict[str, Any] = {"every": 2} if name == "ffa_refresh" else {}
-    travel = {"travel": 1.0} if name == "scaffold" else {}
+    travel: dict[str, Any] = {"travel": 1.0} if name == "scaffold" else {}
     strategy = as_flower_strategy(name, sites=3, **travel, **own)
     result = run(strategy, Federation())
     whole = expected(name, **own)
