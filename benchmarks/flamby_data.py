@@ -24,6 +24,7 @@ from huizhen.learning.tasks import fields_read
 from huizhen.protocol.study import Study
 
 SOURCE = Path("heart_disease") / "fed_heart_disease.csv"
+REGIONS = Path("tcga_brca") / "fed_tcga_brca.csv"
 PUBLISHED = Path("flamby_results") / "dp_fed_heart_disease.csv"
 THEIRS, STANDARDISED, PUBLIC_RANGES = "published", "standardised", "public ranges"
 BATCH = 4
@@ -72,6 +73,46 @@ def read_centres(data: Path, study: Study, scaling: str) -> dict[str, Centre]:
             test = _scaled(test, (_raw(records["test"], study) - middle) / deviation)
         centres[name] = Centre(train, test)
     return centres
+
+
+def read_pooled(data: Path, study: Study) -> Examples:
+    """Return all training records, standardised by their common mean and deviation.
+
+    So does FLamby's pooled training; its tests keep each hospital's own.
+    """
+    records = [
+        Record(str(i), fields, place)
+        for i, (place, fields) in enumerate(read_rows(data / SOURCE), 1)
+        if fields["split"] == "train"
+    ]
+    raw = _raw(records, study)
+    return _scaled(_examples(records, study), (raw - raw.mean(dim=0)) / (raw.std(dim=0) + 1e-9))
+
+
+def read_regions(data: Path, study: Study) -> dict[str, Centre]:
+    """Return the six regions of Fed-TCGA-BRCA, their features as they are, as FLamby has them.
+
+    Args:
+        data: the folder of data sets.
+        study: names the features, the event and the time.
+
+    Raises:
+        ConfigError: the file is not there.
+    """
+    parts: dict[str, dict[str, list[Record]]] = {}
+    for place, fields in read_rows(data / REGIONS):
+        part = parts.setdefault(fields["center"], {"train": [], "test": []})[fields["split"]]
+        part.append(Record(fields["pid"], fields, place))
+    return {
+        name: Centre(*(_unscaled(records[part], study) for part in ("train", "test")))
+        for name, records in sorted(parts.items())
+    }
+
+
+def _unscaled(records: Sequence[Record], study: Study) -> Examples:
+    examples = _examples(records, study)
+    times = torch.tensor([[float(row[-1])] for row in examples.ids])
+    return _scaled(examples, torch.cat((_raw(records, study), times), dim=1))
 
 
 def published(data: Path, delta: float) -> dict[float, list[float]]:
