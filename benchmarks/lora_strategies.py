@@ -37,8 +37,9 @@ from huizhen.protocol.strategy_terms import StrategyTerms
 from huizhen.protocol.strict import read_toml
 from huizhen.protocol.study import Study
 from huizhen.simulations.cohort import write_cohort
+from huizhen.simulations.engine import InProcess, Work
 from huizhen.simulations.experiment import Experiment, parse_experiment
-from huizhen.simulations.federation import Watcher, Work, run
+from huizhen.simulations.federation import Watcher, run
 from huizhen.simulations.partition import read_sites
 from huizhen.simulations.prepare import Prepared, complete_study, prepare
 from huizhen.simulations.results import TestRecords
@@ -168,7 +169,7 @@ class Bench:
                 model,
                 kept,
                 test.metrics,
-                terms=prepared.experiment.simulation,
+                engine=InProcess(prepared.experiment.simulation),
                 evaluate_every=study.rounds.count,
                 watcher=Watcher(),
             ).history

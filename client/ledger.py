@@ -50,10 +50,10 @@ def _now() -> datetime:
 class Ledger:
     """One cohort's ledger, open. ``with`` lets go of the file at the end."""
 
-    def __init__(self, path: Path, *, clock: Clock) -> None:
+    def __init__(self, path: Path, *, clock: Clock, threads: bool = False) -> None:
         """Open the file and read nothing; ``create`` and ``open`` are for everybody else."""
         self.path, self._clock, self._identity = path, clock, identity(path)
-        self._database = connect(path)
+        self._database = connect(path, threads=threads)
         self._account: Account
 
     @classmethod
@@ -66,6 +66,7 @@ class Ledger:
         cap: Cap,
         unit: Unit = "patient",
         clock: Clock = _now,
+        threads: bool = False,
     ) -> "Ledger":
         """Make a cohort's ledger and open it.
 
@@ -76,6 +77,7 @@ class Ledger:
             cap: what the hospital lets all studies on them spend.
             unit: of privacy, for all studies that will be booked here.
             clock: gives the present time, with a zone.
+            threads: whether several threads use it, one at a time.
 
         Raises:
             ConfigError: the file exists, or others may enter its folder.
@@ -84,23 +86,31 @@ class Ledger:
         """
         first = make_entry(Opened(site=site, cohort=cohort, unit=unit, cap=cap), clock(), None)
         create(path, first)
-        return cls.open(path, clock=clock)
+        return cls.open(path, clock=clock, threads=threads)
 
     @classmethod
-    def open(cls, path: Path, *, witnessed: Head | None = None, clock: Clock = _now) -> "Ledger":
+    def open(
+        cls,
+        path: Path,
+        *,
+        witnessed: Head | None = None,
+        clock: Clock = _now,
+        threads: bool = False,
+    ) -> "Ledger":
         """Open a ledger after reading its whole chain.
 
         Args:
             path: the file.
             witnessed: an entry that somebody else has seen, which the ledger must hold.
             clock: gives the present time, with a zone.
+            threads: whether several threads use it, one at a time.
 
         Raises:
             ConfigError: there is no ledger, a newer version wrote it, or others may read it.
             PrivacyError: the chain is broken, or this is an older copy; names the first bad entry.
             StorageError: the file is damaged or cannot be read.
         """
-        ledger = cls(path, clock=clock)
+        ledger = cls(path, clock=clock, threads=threads)
         try:
             check(ledger._database, path)
             ledger._account = replay(read(ledger._database, path, 1))

@@ -35,14 +35,14 @@ def create(path: Path, first: Entry) -> None:
     _FORMAT.create(path, first.canonical())
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """Open the file, which must exist.
+def connect(path: Path, *, threads: bool = False) -> sqlite3.Connection:
+    """Open the file, which must exist; for several threads, one at a time, if so said.
 
     Raises:
         ConfigError: there is none, or others than its owner may read it.
         StorageError: it cannot be opened.
     """
-    return _FORMAT.connect(path, timeout_seconds=BUSY_SECONDS)
+    return _FORMAT.connect(path, timeout_seconds=BUSY_SECONDS, threads=threads)
 
 
 def check(database: sqlite3.Connection, path: Path) -> None:

@@ -17,7 +17,6 @@ record's content; of any other error only its type and place.
 import contextlib
 import ctypes
 import faulthandler
-import json
 import logging
 import math
 import os
@@ -49,7 +48,7 @@ from huizhen.protocol.errors import (
 )
 from huizhen.protocol.mechanism import Mechanism
 from huizhen.protocol.strict import build
-from huizhen.protocol.study import Study, parse_study
+from huizhen.protocol.study import Study, read_study
 from huizhen.protocol.wire import Message, decode, encode
 
 if TYPE_CHECKING:
@@ -115,7 +114,7 @@ def _start(frame: Frame) -> "LocalTrainer":
     with _failing_as(Code.BAD_COMMAND):
         start = build(Start, frame.header.get("start", {}), "start")
         study_bytes, train, *held_out = frame.payloads
-        study = _study(study_bytes)
+        study = read_study(study_bytes)
     if study.is_private:
         with _failing_as(Code.NOT_PRIVATE):
             Mechanism.of(study)
@@ -145,16 +144,6 @@ def _start(frame: Frame) -> "LocalTrainer":
             held_out=found.held_out if held_out else None,
             memory_mib=start.memory_mib,
         )
-
-
-def _study(data: bytes) -> Study:
-    """Return the study whose canonical bytes are given."""
-    tables = {key: value for key, value in json.loads(data).items() if value is not None}
-    tables.pop("format")
-    study = parse_study(tables, "study")
-    if study.canonical() != data:
-        raise WireError("study is not in its one canonical encoding, or of another version")
-    return study
 
 
 def _base(start: Start) -> Base | None:

@@ -7,6 +7,7 @@ agree on everything that changes the mathematics.
 
 import dataclasses
 import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any, Literal
 
 import rfc8785
 
-from huizhen.protocol.errors import ConfigError
+from huizhen.protocol.errors import ConfigError, WireError
 from huizhen.protocol.strategy_terms import (
     LEAST_SHARE,
     MERGES,
@@ -281,6 +282,21 @@ def parse_study(tables: Mapping[str, Any], where: str) -> Study:
         for site, terms in _table(tables.get("sites", {}), f"{where} [sites]").items()
     }
     return Study(**values)
+
+
+def read_study(data: bytes) -> Study:
+    """Return the study whose canonical bytes are given.
+
+    Raises:
+        WireError: they are not in the one canonical encoding, or of another version.
+        ConfigError: the study cannot be.
+    """
+    tables = {key: value for key, value in json.loads(data).items() if value is not None}
+    tables.pop("format")
+    study = parse_study(tables, "study")
+    if study.canonical() != data:
+        raise WireError("study is not in its one canonical encoding, or of another version")
+    return study
 
 
 def _table(value: Any, where: str) -> Mapping[str, Any]:

@@ -82,7 +82,12 @@ class SimulationTerms:
     # a field with train and test, or how to draw them
     arms: tuple[Arm, ...] = ARMS
     seeds: tuple[int, ...] = (1,)
-    engine: Literal["inprocess"] = "inprocess"
+    engine: Literal["inprocess", "flower"] = "inprocess"
+    # flower: the federated arms' sites train side by side in the actors of Flower's engine, on Ray
+    cpus_per_site: float = 1.0
+    # flower: processors of an actor; so many whole ones are the threads that a site trains with
+    gpus_per_site: float = 0.0
+    # flower: GPUs that Ray sets aside for an actor
     minimum_patients: int = 2
     # what every made-up site's policy demands of its own training data
     allowed_fields: tuple[str, ...] | None = None
@@ -119,6 +124,11 @@ class SimulationTerms:
             raise ValueError(f"seeds is {self.seeds}, expected 0 or more")
         if min(self.minimum_patients, self.evaluate_every) < 1 or self.generate < 0:
             raise ValueError("needs minimum_patients and evaluate_every of at least 1")
+        if not (0.01 <= self.cpus_per_site <= 10_000 and 0 <= self.gpus_per_site <= 1000):
+            raise ValueError(
+                f"cpus_per_site is {self.cpus_per_site} and gpus_per_site {self.gpus_per_site}, "
+                "expected 0.01 to 10000 and 0 to 1000"
+            )
         if self.memory_mib < 1:
             raise ValueError(f"memory_mib is {self.memory_mib}, expected 1 or more")
         if self.exact_match_records < 1:

@@ -1,32 +1,28 @@
-"""The in-process engine: the coordinator's rounds and the sites' training, one site after another.
+"""A simulated federation: the coordinator's rounds, and sites that an engine trains.
 
 The same ``server.rounds`` and ``client.site`` run here that run over a network; what passes
-between them is the bytes of the wire format. One ``Model`` serves all sites.
+between them is the bytes of the wire format.
 """
 
 import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from huizhen.client.examples import Examples
 from huizhen.client.ledger import Ledger
-from huizhen.client.local_trainer import LocalTrainer
 from huizhen.client.site import Site
-from huizhen.learning.model import AdaptedModel
+from huizhen.client.trainer import Trainer
 from huizhen.learning.trainable import Model
 from huizhen.protocol.adapter import Tensors
 from huizhen.protocol.errors import AggregationError, PrivacyError, ReleaseLostError
 from huizhen.protocol.ledger_entries import Cap
 from huizhen.protocol.metrics import parse_metrics
-from huizhen.protocol.study import Study
 from huizhen.server.metrics import join_metrics
 from huizhen.server.rounds import Coordinator, RoundState
-from huizhen.simulations.experiment import SimulationTerms
+from huizhen.simulations.engine import Engine, Work
 from huizhen.simulations.run_folder import Checkpoint, RunFolder, safe_name
-from huizhen.strategies.ranks import site_rank
 
 Evaluate = Callable[["Ready"], dict[str, Any]]
 Ready = Callable[[str], None]
@@ -48,18 +44,6 @@ class Trained:
         return {**self.x, **self.own.get(site, {})}
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One unit of work of a simulation: one study run to its end, or resumed."""
-
-    unit: str
-    # its name in the run folder
-    study: Study
-    sites: Mapping[str, Examples]
-    held_out: Mapping[str, Examples] = field(default_factory=dict)
-    # for the metrics that sites let out; a site may have none
-
-
 class Watcher:
     """Is told of progress; this one stays silent."""
 
@@ -79,7 +63,7 @@ def run(
     folder: RunFolder,
     evaluate: Evaluate,
     *,
-    terms: SimulationTerms,
+    engine: Engine,
     evaluate_every: int,
     watcher: Watcher,
 ) -> Trained:
@@ -90,7 +74,7 @@ def run(
         model: shared by the sites.
         folder: every closed round is stored here; a stored one is not done again.
         evaluate: metrics of the adapter that it loads into ``model`` for each site.
-        terms: how much memory a site has, and whether it checkpoints.
+        engine: trains the sites.
         evaluate_every: rounds between two evaluations; the last round is always evaluated.
         watcher: is told of progress.
 
@@ -101,8 +85,7 @@ def run(
     coordinator = Coordinator(work.study, model.shapes)
     state, history = coordinator.first(first), []
     with contextlib.ExitStack() as ledgers:
-        models = _site_models(work.study, model)
-        sites = _join(work, models, first, folder, ledgers, terms)
+        sites = _join(work, engine.trainers(work, model), folder, ledgers)
         if (stored := folder.restore(work.unit)) is not None:
             state = RoundState(round=stored.round, strategy=stored.strategy)
             history = stored.history
@@ -113,7 +96,7 @@ def run(
             watcher.restored(work, stored.round - 1)
         while not coordinator.is_finished(state):
             begin = time.perf_counter()
-            state, entry = _run_round(coordinator, state, sites, work, models, watcher)
+            state, entry = _run_round(coordinator, state, sites, work, engine, watcher)
             if entry["round"] % evaluate_every == 0 or coordinator.is_finished(state):
                 found = Trained(state.strategy.x, _own(sites, model), [])
                 entry |= evaluate(_loads(model, found))
@@ -145,41 +128,18 @@ def _own(sites: Mapping[str, Site], model: Model) -> dict[str, Tensors]:
     return found
 
 
-def _site_models(study: Study, model: Model) -> dict[str, Model]:
-    """Return the model of each site: one for all, but for sites of another rank."""
-    by_rank: dict[int | None, Model] = {site_rank(study, None): model}
-    found = {}
-    for site in study.sites:
-        rank = site_rank(study, site)
-        if rank not in by_rank and isinstance(model, AdaptedModel):
-            by_rank[rank] = AdaptedModel(model.base, study, rank=rank)
-        found[site] = by_rank[rank]
-    return found
-
-
 def _join(
     work: Work,
-    models: Mapping[str, Model],
-    first: Tensors,
+    trainers: Mapping[str, Trainer],
     folder: RunFolder,
     ledgers: contextlib.ExitStack,
-    terms: SimulationTerms,
 ) -> dict[str, Site]:
     """Return the sites of a study, with their ledgers open where it is private."""
     sites = {}
-    for name, examples in work.sites.items():
-        ledger, models[name].checkpointing = None, terms.checkpointing
+    for name, trainer in trainers.items():
+        ledger = None
         if work.study.is_private:
             ledger = ledgers.enter_context(open_ledger(folder, work, name))
-        trainer = LocalTrainer(
-            name,
-            work.study,
-            examples,
-            models[name],
-            first,
-            held_out=work.held_out.get(name),
-            memory_mib=terms.memory_mib,
-        )
         sites[name] = Site(name, work.study, trainer, ledger=ledger)
     return sites
 
@@ -192,14 +152,16 @@ def open_ledger(folder: RunFolder, work: Work, site: str) -> Ledger:
     """
     path = folder.path / "ledgers" / work.unit / f"{safe_name(site)}.sqlite"
     if path.exists() or folder.restore(work.unit) is not None:  # a lost ledger is an error
-        return Ledger.open(path)
+        return Ledger.open(path, threads=True)
     terms = work.study.privacy
     if terms.unit == "none":
         raise PrivacyError(f"study of {work.unit} has no unit of privacy, nothing can be charged")
     cap = Cap(
         epsilon=terms.epsilon, delta=terms.delta, metrics_epsilon=terms.metrics_epsilon or 0.0
     )
-    return Ledger.create(path, site=site, cohort="simulated", cap=cap, unit=terms.unit)
+    return Ledger.create(
+        path, site=site, cohort="simulated", cap=cap, unit=terms.unit, threads=True
+    )
 
 
 def _run_round(
@@ -207,16 +169,15 @@ def _run_round(
     state: RoundState,
     sites: Mapping[str, Site],
     work: Work,
-    models: Mapping[str, Model],
+    engine: Engine,
     watcher: Watcher,
 ) -> tuple[RoundState, dict[str, Any]]:
     """Ask every site once and close the round; return the next state and the round's line."""
-    begin, inside = time.perf_counter(), _seconds_inside(models)
+    begin, before = time.perf_counter(), engine.seconds_inside()
     entry: dict[str, Any] = {"round": state.round}
     announcement = coordinator.announcement(state)
     losses, details, is_whole = [], {}, True
-    for name, site in sites.items():
-        envelope, report = site.answer(announcement, state.round)
+    for name, envelope, report in engine.answers(sites, announcement, state.round):
         state, receipt = coordinator.receive(state, envelope.data)
         if receipt.refusal is not None:
             raise AggregationError(
@@ -237,20 +198,16 @@ def _run_round(
     entry["bytes_down"] = len(announcement) * len(sites)
     entry["sites"] = details
     state = coordinator.close_round(state)
-    trained, inside = time.perf_counter() - begin, _seconds_inside(models) - inside
+    trained, after = time.perf_counter() - begin, engine.seconds_inside()
     if is_whole:  # else an earlier attempt trained some sites, and its times and losses are lost
         entry["training_seconds"] = trained
-        entry["outside_share"] = max(0.0, 1 - inside / trained)
+        if before is not None and after is not None:
+            entry["outside_share"] = max(0.0, 1 - (after - before) / trained)
         if losses:
             entry["loss"] = sum(losses) / len(losses)
     if (mechanism := next(iter(sites.values())).mechanism) is not None:
         entry["epsilon"] = mechanism.epsilon_after(entry["round"])
     return state, entry
-
-
-def _seconds_inside(models: Mapping[str, Model]) -> float:
-    """Return the time that the sites' models have spent in passes."""
-    return sum({id(model): model.model_seconds for model in models.values()}.values())
 
 
 def _let_out(

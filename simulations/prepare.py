@@ -11,7 +11,7 @@ import numpy as np
 from huizhen.client.examples import Examples
 from huizhen.client.governance import SitePolicy, admit
 from huizhen.client.site import check_delta
-from huizhen.client.site_examples import site_examples
+from huizhen.client.site_examples import SiteExamples, site_examples
 from huizhen.client.training import units
 from huizhen.learning.bases import resolve
 from huizhen.learning.metrics import concordance_index
@@ -95,20 +95,14 @@ def prepare(
             is no number.
         ConfigError: a field of the task is missing from a record.
     """
-    minimum = experiment.simulation.minimum_patients
-    admitted = {
-        name: admit(site.train, _policy(name, experiment.simulation, minimum), held_out=site.test)
-        for name, site in sites.items()
-    }
     asked = experiment.study.base  # the study has its plain name, which need not be its place
     model = make_model(study, None if asked is None else resolve(asked.name, home=home))
-    encoder = model.encoder()
     _check_fields(sites, fields_read(study.task))
     found = {}
     for name, site in sites.items():
         count = len(site.train) + len(site.test)
         say(f"reading {count} records of site {name}")
-        found[name] = site_examples(admitted[name], encoder, model)
+        found[name] = one_site(name, site, experiment.simulation, model)
         check_delta(name, study, len(units(found[name].train, study)))
     test = {name: examples.held_out for name, examples in found.items()}
     if study.task.kind == "survival":
@@ -124,6 +118,17 @@ def prepare(
         test=test,
         notes=(*_notes(experiment.simulation, sites, study, read, test), *_dropped(dropped)),
     )
+
+
+def one_site(name: str, records: SiteRecords, terms: SimulationTerms, model: Model) -> SiteExamples:
+    """Return what a model reads of one site, by the way that records take at a hospital.
+
+    Raises:
+        HuizhenError: as ``prepare`` says.
+    """
+    policy = _policy(name, terms, terms.minimum_patients)
+    admitted = admit(records.train, policy, held_out=records.test)
+    return site_examples(admitted, model.encoder(), model)
 
 
 def round_two_digits(number: int) -> int:

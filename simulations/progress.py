@@ -9,7 +9,7 @@ from rich.progress import TaskID, TextColumn
 
 from huizhen.protocol.mechanism import Mechanism
 from huizhen.simulations.bars import LiveBars
-from huizhen.simulations.federation import Work
+from huizhen.simulations.engine import Work
 from huizhen.simulations.runner import Observer
 
 

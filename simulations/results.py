@@ -23,7 +23,8 @@ from huizhen.learning.trainable import Model
 from huizhen.protocol.certificate import Certificate
 from huizhen.protocol.mechanism import Mechanism
 from huizhen.simulations.baseline import tfidf_baseline, with_ancestors
-from huizhen.simulations.federation import Ready, Trained, Work
+from huizhen.simulations.engine import Work
+from huizhen.simulations.federation import Ready, Trained
 from huizhen.simulations.prepare import Prepared
 from huizhen.simulations.provenance import environment, peak_memory_mib
 from huizhen.simulations.run_folder import tensors_digest

@@ -4,6 +4,7 @@ Each arm is its own study on the same sites. ``local`` and ``pooled`` are federa
 site by itself, and one site that holds everything.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -19,8 +20,10 @@ from huizhen.protocol.study import Study
 from huizhen.protocol.study_terms import SiteTerms
 from huizhen.server.certificate import issue, page
 from huizhen.server.rounds import Coordinator
+from huizhen.simulations.engine import Engine, InProcess, Work
 from huizhen.simulations.experiment import Experiment
-from huizhen.simulations.federation import Trained, Watcher, Work, open_ledger, run
+from huizhen.simulations.federation import Trained, Watcher, open_ledger, run
+from huizhen.simulations.flower_engine import FlowerEngine
 from huizhen.simulations.partition import read_sites
 from huizhen.simulations.prepare import (
     Prepared,
@@ -79,19 +82,27 @@ def run_experiment(
         results = Results(prepared, TestRecords(prepared.model, prepared.test))
         every = experiment.simulation.evaluate_every
         exported = [f"{arm}-{_first_seed(experiment)}" for arm in ("federated", "federated_dp")]
-        for work in works:
-            trained = run(
-                work,
-                prepared.model,
-                folder,
-                results.test.metrics,
-                terms=experiment.simulation,
-                evaluate_every=work.study.rounds.count if work.unit.startswith("local") else every,
-                watcher=observer,
-            )
-            results.add(work, trained)
-            if work.unit in exported:
-                _export(prepared, work, trained, folder)
+        with contextlib.ExitStack() as running:
+            here = running.enter_context(InProcess(experiment.simulation))
+            elsewhere: Engine = here
+            if experiment.simulation.engine == "flower":
+                observer.say("starting Ray")
+                elsewhere = running.enter_context(FlowerEngine(experiment, study, home))
+            for work in works:
+                is_local = work.unit.startswith("local")
+                is_alone = is_local or work.unit.startswith("pooled")
+                trained = run(
+                    work,
+                    prepared.model,
+                    folder,
+                    results.test.metrics,
+                    engine=here if is_alone else elsewhere,
+                    evaluate_every=work.study.rounds.count if is_local else every,
+                    watcher=observer,
+                )
+                results.add(work, trained)
+                if work.unit in exported:
+                    _export(prepared, work, trained, folder)
         certificate = _certificate(works, folder)
         document = results.document(command=command, certificate=certificate)
         folder.write_json("results.json", document)
@@ -132,7 +143,8 @@ def plan(prepared: Prepared) -> Iterator[Work]:
             )
             for name, examples in fewer.items()
         }
-        yield Work(f"sweep_patients-{share!r}", replace(private, sites=sizes), fewer)
+        private_of_fewer = replace(private, sites=sizes)
+        yield Work(f"sweep_patients-{share!r}", private_of_fewer, fewer, share=share)
 
 
 def _by_itself(study: Study, name: str, site: SiteTerms) -> Study:
@@ -214,10 +226,14 @@ def _identity(experiment: Experiment, study: Study) -> dict[str, Any]:
     }
 
 
+_SAME = ("data", "engine", "cpus_per_site", "gpus_per_site")
+# what changes no result: the data's place, for its bytes count, and where sites train
+
+
 def _plain(value: Any) -> Any:
-    """Return terms as JSON has them, without the data's place: its bytes count."""
+    """Return terms as JSON has them, without what changes no result."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items() if key != "data"}
+        return {key: _plain(item) for key, item in value.items() if key not in _SAME}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value

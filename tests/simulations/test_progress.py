@@ -12,7 +12,7 @@ from rich.progress import TextColumn
 from huizhen.client.examples import Examples
 from huizhen.protocol.mechanism import Mechanism
 from huizhen.simulations.bars import LiveBars
-from huizhen.simulations.federation import Work
+from huizhen.simulations.engine import Work
 from huizhen.simulations.progress import Progress
 from huizhen.simulations.runner import arm_study
 
