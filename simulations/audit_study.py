@@ -41,12 +41,14 @@ from huizhen.simulations.audit_verdict import (
     spent_by,
 )
 from huizhen.simulations.canaries import Canaries
+from huizhen.simulations.engine import site_models
 from huizhen.simulations.experiment import Experiment
 from huizhen.simulations.partition import SiteRecords, read_sites
 from huizhen.simulations.prepare import complete_study, prepare
 from huizhen.simulations.provenance import environment
 from huizhen.simulations.runner import arm_study
 from huizhen.strategies.catalogue import make_strategy
+from huizhen.strategies.ranks import cut
 
 SCHEMA: Final = 1
 
@@ -110,10 +112,11 @@ def audit_study(
     study = complete_study(experiment, sites, home)
     prepared = prepare(experiment, study, {name: sites[name]}, home=home, say=auditor.say)
     study = arm_study(prepared.study, experiment.simulation.seeds[0], private=True)
-    model = prepared.model
+    first = prepared.model.first_tensors(study.study.seed)
+    model = site_models(study, prepared.model)[name]  # of the site's own rank
     model.checkpointing = experiment.simulation.checkpointing
     strategy = make_strategy(study)
-    model.load(strategy.init(model.first_tensors(study.study.seed)).x)
+    model.load(cut(strategy.init(first).x, model.shapes))
     names = strategy.trains(model.shapes, 1)
     try:
         subject = _Subject(

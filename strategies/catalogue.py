@@ -33,7 +33,7 @@ _MAKERS: dict[str, Callable[["Public", dict[str, Any]], Strategy]] = {
     "scaffold": lambda public, own: Scaffold(travel=public.travel, **own),
     "ffa": lambda public, own: Ffa(),
     "ffa_ortho": lambda public, own: FfaOrtho(seed=public.seed),
-    "ffa_refresh": lambda public, own: FfaRefresh(seed=public.seed, **own),
+    "ffa_refresh": lambda public, own: FfaRefresh(seed=public.seed, rounds=public.rounds, **own),
     "rolora": lambda public, own: RoLora(**own),
     "flora": lambda public, own: FLora(seed=public.seed, ranks=public.ranks),
     "fedex": lambda public, own: FedEx(ranks=public.ranks - public.ranks // max(1, public.sites)),
@@ -56,6 +56,8 @@ class Public:
     sites: int
     travel: Callable[[str, int], float] = lambda name, round: 1.0
     # local steps times learning rate, of a tensor in a round
+    rounds: int | None = None
+    # of the study; None where nobody knows
 
 
 def make_strategy(study: Study) -> Strategy:
@@ -65,7 +67,8 @@ def make_strategy(study: Study) -> Strategy:
     def travel(name: str, round: int) -> float:
         return study.rounds.local_steps * study.learning_rate(round, head=is_head(name))
 
-    return strategy_of(study.strategy, Public(study.study.seed, ranks, len(study.sites), travel))
+    public = Public(study.study.seed, ranks, len(study.sites), travel, study.rounds.count)
+    return strategy_of(study.strategy, public)
 
 
 def strategy_of(terms: StrategyTerms, public: Public) -> Strategy:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from huizhen.protocol.adapter import Array, Shapes, Tensors
+from huizhen.protocol.errors import ConfigError
 from huizhen.strategies.base import (
     MERGED_A,
     MERGED_B,
@@ -36,6 +37,8 @@ class FfaRefresh(Averaging):
 
     seed: int
     every: int
+    rounds: int | None = None
+    # of the study; None where nobody knows
 
     facts = Facts(linear=True, exact=True, mixed_ranks=True, sees_individual_updates=False)
 
@@ -43,9 +46,20 @@ class FfaRefresh(Averaging):
         """Return the state before the first round, every A replaced by the seed's.
 
         Raises:
-            ConfigError: the rank is larger than a layer is wide.
+            ConfigError: the rank is larger than a layer is wide, or more ranks would be merged
+                into a layer than it has.
         """
-        return StrategyState(with_orthonormal_rows(x, self.seed))
+        state = StrategyState(with_orthonormal_rows(x, self.seed))
+        merges = 0 if self.rounds is None else self.rounds // self.every
+        for module in modules(x):
+            (height, rank), (_, width) = x[module + B].shape, x[module + A].shape
+            if merges * rank > min(height, width):
+                raise ConfigError(
+                    f"[strategy] every is {self.every}: {self.rounds} rounds would merge "
+                    f"{merges * rank} ranks into layer {module!r}, which is {height} x {width}: "
+                    "raise it"
+                )
+        return state
 
     def trains(self, shapes: Shapes, round: int) -> frozenset[str]:
         """Return every name but those of A."""

@@ -21,7 +21,7 @@ def uniform(seed: int, name: str, shape: tuple[int, ...], bound: float) -> Array
     return ((words * 2 + 1 - 2**16) * (bound / 2**16)).astype(np.float32).reshape(shape)
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=1024)
 def orthonormal_rows(seed: int, name: str, shape: tuple[int, int]) -> Array:
     """Return A (r × k) with A·Aᵀ = I, its row space close to uniform among r-dimensional ones.
 

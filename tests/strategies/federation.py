@@ -1,5 +1,7 @@
 """A federation in arrays: sites that train what a strategy lets them, and what comes of it."""
 
+from typing import Any
+
 import numpy as np
 
 from huizhen.protocol.adapter import difference
@@ -24,7 +26,7 @@ def study(name="ffa_ortho", weights="equal", seed=11, sizes=None, unit="none", r
     sizes = {"s0": 100} if sizes is None else sizes
     if name == "ffa_refresh":
         terms = {"every": 2, **terms}
-    rounds = {}
+    rounds: dict[str, Any] = {"count": 4} if name == "ffa_refresh" else {}
     if name == "scaffold":
         rounds = {"length": "steps", "optimizer": "sgd", "momentum": 0.0}
     return parse_study(

@@ -36,6 +36,7 @@ from huizhen.protocol.strategy_terms import (
 )
 from huizhen.strategies.base import Averaging, Facts, Stacking, StrategyState, add
 from huizhen.strategies.catalogue import make_strategy, site_shares
+from huizhen.strategies.ffa_refresh import FfaRefresh
 from huizhen.strategies.public_random import orthonormal_rows
 from huizhen.strategies.stored import decode_state, encode_state
 
@@ -322,3 +323,10 @@ def test_moments_that_nothing_uses_stay():
         state = StrategyState(strategy.init(first_adapter()).x, moments)
         adapters = local_adapters(strategy, state, 1)
         assert after_round(strategy, state, adapters, [1.0], 1).moments == moments
+
+
+def test_a_refresh_that_would_merge_more_ranks_than_a_layer_has_is_refused():
+    """2 ranks at a time into a layer of 5 x 7: two merges fit, three do not."""
+    FfaRefresh(seed=1, every=1, rounds=2).init(first_adapter())
+    with pytest.raises(ConfigError, match=r"3 rounds would merge 6 ranks into layer .*5 x 7"):
+        FfaRefresh(seed=1, every=1, rounds=3).init(first_adapter())
