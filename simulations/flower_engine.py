@@ -21,7 +21,7 @@ from huizhen.client.site import Site
 from huizhen.client.trainer import Trained, Trainer, TrainerFacts, TrainingReport
 from huizhen.learning.trainable import Model
 from huizhen.protocol.adapter import Tensors
-from huizhen.protocol.errors import ConfigError
+from huizhen.protocol.errors import ConfigError, HuizhenError
 from huizhen.protocol.strict import build
 from huizhen.protocol.study import Study
 from huizhen.protocol.wire import Message as Wire
@@ -31,6 +31,10 @@ from huizhen.simulations.experiment import Experiment
 from huizhen.strategies.catalogue import make_strategy
 
 _RUN, _NODE = 1, 1  # names that Flower's messages must have, and nobody reads
+
+
+class ActorError(HuizhenError):
+    """An actor ended, or failed at what it was asked."""
 
 
 class FlowerEngine:
@@ -127,8 +131,8 @@ class FlowerEngine:
             asked = {n: pool.submit(one.answer, announcement, round) for n, one in sites.items()}
             for name, future in asked.items():
                 yield (name, *future.result())
-        finally:
-            pool.shutdown(cancel_futures=True)
+        finally:  # after Ctrl-C nobody waits for what is being trained: Ray ends it
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def seconds_inside(self) -> float | None:
         """Return None: the actors' passes are not timed."""
@@ -139,6 +143,7 @@ class FlowerEngine:
 
         Raises:
             HuizhenError: what it met.
+            ActorError: it ended.
         """
         from flwr.app import ConfigRecord, Context, Message, RecordDict
         from flwr.supercore.task_identity import TaskIdentity
@@ -156,10 +161,16 @@ class FlowerEngine:
             state=RecordDict(),
             run_config={},
         )
-        reply, _ = self._backend.process_message(message, context)
+        try:
+            reply, _ = self._backend.process_message(message, context)
+        except Exception as error:
+            raise ActorError(
+                f"an actor of Ray's failed at site {asked['site']!r}: {error}: if it was killed "
+                "for memory, raise cpus_per_site so that fewer run; then --resume"
+            ) from error
         said = reply.content.config_records["said"]
-        if (error := unpack_error(said)) is not None:
-            raise error
+        if (met := unpack_error(said)) is not None:
+            raise met
         return dict(said)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from huizhen.protocol import errors
 from huizhen.protocol.errors import ConfigError, PrivacyError
-from huizhen.simulations import flower_app
+from huizhen.simulations import flower_app, flower_engine
 from huizhen.simulations.experiment import load_experiment
 from huizhen.simulations.runner import run_experiment
 
@@ -117,6 +117,18 @@ def test_what_keeps_a_site_from_training_ends_the_run_as_without_the_engine(
     monkeypatch.setattr(flower_app, "LocalTrainer", refuse)
     experiment = load_experiment(experiment_file(*LINES, ON_FLOWER))
     with pytest.raises(PrivacyError, match="the model cannot be trained privately"):
+        run_experiment(experiment, tmp_path / "run", home=home)
+
+
+def test_an_actor_that_is_killed_is_said_to_be_with_its_site(
+    experiment_file, home, tmp_path, here, monkeypatch
+):
+    def killed(self, message, context):
+        raise OSError("the actor died")
+
+    monkeypatch.setattr(Here, "process_message", killed)
+    experiment = load_experiment(experiment_file(*LINES, ON_FLOWER))
+    with pytest.raises(flower_engine.ActorError, match="at site 'North': the actor died: if it"):
         run_experiment(experiment, tmp_path / "run", home=home)
 
 
