@@ -56,6 +56,7 @@ from huizhen.protocol.statements import (
 )
 from huizhen.protocol.wire import declared_values
 from huizhen.storage.audit import AuditLog
+from huizhen.strategies.scaffold import CONTROL
 
 MAX_DOCUMENT_BYTES = 1 << 20
 CANNOT_TRAIN = "cannot_train"
@@ -278,7 +279,7 @@ class Answering:
                 is_paused=home.paused.exists(),
                 walls=self._walls.level,
                 rounds_today=self._rounds_today(policy, asked),
-                parameters=declared_values(payload),
+                parameters=declared_values(payload, without=CONTROL),
             )
             ledger = None if site is None else site.ledger
             view = None if ledger is None else ledger_view(ledger, offered)

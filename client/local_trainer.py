@@ -11,7 +11,7 @@ from huizhen.client.trainer import (
 )
 from huizhen.client.training import Protection, train_round, units
 from huizhen.learning.trainable import Model
-from huizhen.protocol.adapter import Shapes, Tensors, difference, shapes_of
+from huizhen.protocol.adapter import Array, Shapes, Tensors, difference, shapes_of
 from huizhen.protocol.errors import PrivacyError, ProtocolError
 from huizhen.protocol.mechanism import Mechanism
 from huizhen.protocol.study import Study
@@ -101,6 +101,7 @@ class LocalTrainer:
             raise ProtocolError("what was kept is of another adapter: nothing was trained")
         before, told = self._load(announcement, round, kept)
         correction = strategy.correction(told, kept)
+        gradients: dict[str, Array] = {}
         names = strategy.trains(self.model.shapes, round)
         report = train_round(
             self.model,
@@ -111,15 +112,17 @@ class LocalTrainer:
             names=names,
             protection=self._protection,
             correction=correction,
+            gradients=gradients if strategy.sends_gradients else None,
         )
         trained = self.model.read(names)
-        update = difference(trained, before)
+        if strategy.sends_gradients:
+            update = strategy.update_of(gradients, round)
+        else:
+            update = difference(trained, before)
         sent = strategy.sends(self.model.shapes, round)
-        return Trained(
-            {name: delta for name, delta in update.items() if name in sent},
-            strategy.kept_after(update, trained, correction, round),
-            report,
-        )
+        update = {name: delta for name, delta in update.items() if name in sent}
+        arrives = self.study.travel(round).arrived(update, self.name)
+        return Trained(update, strategy.kept_after(arrives, trained, round), report)
 
     def metrics(self, announcement: bytes) -> bytes:
         """Return noised metrics of the final adapter, drawn anew by each call.

@@ -35,6 +35,7 @@ def send(
     update: Tensors,
     agreed: Shapes,
     travel: Travel = PLAIN,
+    saturate: bool = False,
 ) -> Envelope:
     """Return an update as the bytes that leave.
 
@@ -45,6 +46,8 @@ def send(
         update: the tensors.
         agreed: the tensors that the study lets leave in this round.
         travel: how their numbers do.
+        saturate: cut off values over what travels. Under DP: whether a release leaves must not
+            depend on its values, which are noised and may be cut for free.
 
     Raises:
         PrivacyError: the update holds other tensors than agreed.
@@ -54,6 +57,9 @@ def send(
     if found != wanted:
         names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
         raise PrivacyError(f"update and agreement differ in tensor {names[0]!r}: nothing was sent")
+    if saturate:
+        most = travel.most
+        update = {name: np.clip(value, -most, most) for name, value in update.items()}
     message = Message(kind="update", study=study, round=round, site=site, tensors=update)
     data = encode(message, travel)
     if any((np.abs(array) > MAX_VALUE).any() for array in update.values()):
@@ -88,14 +94,16 @@ class Outbox:
             StorageError: the disk is full or read-only.
         """
         digest = hashlib.sha256(envelope.data).hexdigest()
-        write_whole(self._place(study, digest).with_suffix(".own"), data)
+        whole = hashlib.sha256(data).digest() + data  # a changed byte must not steer a round
+        write_whole(self._place(study, digest).with_suffix(".own"), whole)
 
     def own(self, study: str, digest: str) -> bytes | None:
         """Return what was kept with the update of a SHA-256; None where nothing is left of it."""
         try:
-            return self._place(study, digest).with_suffix(".own").read_bytes()
+            whole = self._place(study, digest).with_suffix(".own").read_bytes()
         except OSError:
             return None
+        return whole[32:] if hashlib.sha256(whole[32:]).digest() == whole[:32] else None
 
     def kept(self, study: str, digest: str) -> Envelope:
         """Return the update with a SHA-256.

@@ -65,6 +65,13 @@ def _check_size(site: str, study: Study, num_units: int) -> None:
         )
 
 
+def diverged(site: str, round: int, error: WireError) -> ProtocolError:
+    """Return what is said of an update that cannot be written."""
+    return ProtocolError(
+        f"site {site!r}, round {round}: {error}: nothing was sent, lower the learning rate"
+    )
+
+
 class Site:
     """One hospital in one study."""
 
@@ -164,16 +171,13 @@ class Site:
                 update=trained.update,
                 agreed=agreed,
                 travel=self.study.travel(round),
+                saturate=self.study.is_private,
             )
-            own = self.own_bytes(trained.kept, round)
         except WireError as error:
-            raise ProtocolError(
-                f"site {self.name!r}, round {round}: {error}: nothing was sent, "
-                "lower the learning rate"
-            ) from error
+            raise diverged(self.name, round, error) from error
         if ledger is not None:
             with self._outbox.alone(self.digest):
-                if own is not None:
+                if (own := self.own_bytes(trained.kept, round)) is not None:
                     self._outbox.keep_own(self.digest, envelope, own)
                 self._outbox.keep(self.digest, envelope)
                 entry = ledger.answer(self.digest, round, announcement, envelope.data)
@@ -184,14 +188,15 @@ class Site:
     def own_bytes(self, kept: Tensors, round: int) -> bytes | None:
         """Return what is kept between rounds as bytes for this site's own disk, None for nothing.
 
-        Raises:
-            WireError: a value is not finite.
+        What cannot be kept is not: every strategy goes on without it.
         """
         if not kept:
             return None
-        return encode(
-            Message(kind="kept", study=self.digest, round=round, site=self.name, tensors=kept)
-        )
+        message = Message(kind="kept", study=self.digest, round=round, site=self.name, tensors=kept)
+        try:
+            return encode(message)
+        except WireError:  # a value is not finite
+            return None
 
     def own_of(self, data: bytes | None) -> Tensors:
         """Return what ``own_bytes`` wrote; nothing where it is lost or another's.

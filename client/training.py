@@ -17,7 +17,7 @@ from huizhen.client.trainer import TrainingReport
 from huizhen.client.turn import Turn
 from huizhen.learning.batching import shuffled_batches
 from huizhen.learning.trainable import Model
-from huizhen.protocol.adapter import Tensors, is_head
+from huizhen.protocol.adapter import Array, Tensors, is_head
 from huizhen.protocol.errors import PrivacyError
 from huizhen.protocol.mechanism import Mechanism
 from huizhen.protocol.study import Study
@@ -42,6 +42,7 @@ def train_round(
     names: frozenset[str],
     protection: Protection | None,
     correction: Tensors | None = None,
+    gradients: dict[str, Array] | None = None,
 ) -> TrainingReport:
     """Train the loaded adapter in place for one round.
 
@@ -54,6 +55,7 @@ def train_round(
         names: the tensors to train.
         protection: None exactly where the study's unit is ``none``.
         correction: what is added to the gradient of each step, after any noise; by tensor.
+        gradients: is filled with the mean gradient over the steps, before anything was added.
 
     Raises:
         PrivacyError: the study is private and there is no protection, or less noise than it asks
@@ -61,7 +63,7 @@ def train_round(
     """
     begin = time.perf_counter()
     parameters = model.train_only(names)
-    turn = Turn.of(parameters, study, correction or {})
+    turn = Turn.of(parameters, study, correction or {}, sums=gradients is not None)
     try:
         if study.is_private:
             if protection is None:
@@ -74,6 +76,8 @@ def train_round(
             loss, steps = _private(model, turn, examples, study, site, round, protection)
         else:
             loss, steps = _plain(model, turn, examples, study, site, round)
+        if gradients is not None:
+            gradients |= {n: (total / steps).numpy() for n, total in (turn.sums or {}).items()}
     finally:
         model.train_only(frozenset())
     return TrainingReport(loss, steps, time.perf_counter() - begin)

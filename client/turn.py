@@ -23,10 +23,17 @@ class Turn:
     start: Mapping[str, Tensor]
     # the announced adapter, where μ pulls towards it
     correction: Mapping[str, Tensor]
+    sums: dict[str, Tensor] | None
+    # of the gradients so far, before anything was added; None where nobody asks
 
     @classmethod
     def of(
-        cls, parameters: Mapping[str, nn.Parameter], study: Study, correction: Tensors
+        cls,
+        parameters: Mapping[str, nn.Parameter],
+        study: Study,
+        correction: Tensors,
+        *,
+        sums: bool,
     ) -> "Turn":
         """Return that of a round, before its first step."""
         mu = study.strategy.mu or 0.0
@@ -34,7 +41,7 @@ class Turn:
         turns = {
             name: torch.from_numpy(correction[name]) for name in parameters if name in correction
         }
-        return cls(parameters, mu, start, turns)
+        return cls(parameters, mu, start, turns, {} if sums else None)
 
     @torch.no_grad()
     def __call__(self) -> None:
@@ -42,6 +49,11 @@ class Turn:
         for name, parameter in self.parameters.items():
             if parameter.grad is None:
                 continue
+            if self.sums is not None:
+                if name in self.sums:
+                    self.sums[name].add_(parameter.grad)
+                else:
+                    self.sums[name] = parameter.grad.detach().clone()
             if name in self.start:
                 parameter.grad.add_(parameter - self.start[name], alpha=self.mu)
             if name in self.correction:

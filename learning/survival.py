@@ -28,6 +28,8 @@ from huizhen.learning.trainable import Batch
 from huizhen.protocol.errors import ConfigError, GovernanceError
 from huizhen.protocol.study import Study
 
+_LONGEST = 1e15  # in any unit; times are compared as float32
+
 
 class SurvivalEncoder(TabularEncoder):
     """Turns the fields of a record into scaled numbers, with the time of follow-up behind them."""
@@ -49,8 +51,8 @@ class SurvivalEncoder(TabularEncoder):
         name = task.time or ""
         if name not in fields:
             raise ConfigError(f"{where}: there is no field {name!r}, [task] time names it")
-        time = number_of(fields[name])
-        if not 0 <= time < np.inf:
+        time = np.nan if isinstance(fields[name], bool) else number_of(fields[name])
+        if not 0 <= time <= _LONGEST:
             raise GovernanceError(f"{where}: {name!r} is not a time of 0 or more: mend the export")
         return replace(found, ids=np.append(found.ids, np.float32(time)))
 

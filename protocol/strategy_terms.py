@@ -49,8 +49,9 @@ WITHOUT_LORA = frozenset(
 )
 """They average whatever is trained, a tabular model's weights too."""
 
-NEVER_PRIVATE = frozenset({"fedsa"})
-"""What stays at the site is trained without noise, and what leaves depends on it."""
+PERSONAL = frozenset({"fedsa"})
+"""A part of the model stays at each site: there is no one release, and no privacy, for that part is
+trained without noise and what leaves depends on it."""
 
 NEEDS_EVERY_NUMBER = frozenset({"fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold"})
 """They take an update for a gradient: a number that was not sent would be one of 0."""
@@ -147,7 +148,7 @@ class StrategyTerms:
 
     def alone(self) -> "StrategyTerms":
         """Return the terms of a site by itself: it trains the same factors, nothing is combined."""
-        if self.name in WITHOUT_LORA | NEVER_PRIVATE:
+        if self.name in WITHOUT_LORA | PERSONAL:
             return StrategyTerms(name="fedavg")
         own = {name: getattr(self, name) for name in PARAMETERS[self.name]}
         return StrategyTerms(name=self.name, **own)

@@ -21,7 +21,7 @@ from huizhen.protocol.strategy_terms import (
     MERGES,
     MIXED_RANKS,
     NEEDS_EVERY_NUMBER,
-    NEVER_PRIVATE,
+    PERSONAL,
     WITHOUT_LORA,
     StrategyTerms,
     shares_of,
@@ -61,6 +61,11 @@ class Study:
             check_site_name(name)
         if self.task.is_linear:
             self._refuse_lora()
+        if self.task.kind == "survival" and self.rounds.batch_size < 2:
+            raise ConfigError(
+                "[rounds] batch_size is 1, of one record alone nobody was followed for longer: "
+                "raise it, the larger the better"
+            )
         if self.task.kind == "survival" and self.is_private:
             raise ConfigError(
                 "[task] kind is 'survival', a record's loss depends on who else is in its batch: "
@@ -74,7 +79,7 @@ class Study:
             )
         if self.strategy.name == "scaffold":
             self._check_steps()
-        if self.strategy.name in NEVER_PRIVATE and self.is_private:
+        if self.strategy.name in PERSONAL and self.is_private:
             raise ConfigError(
                 f"[strategy] name is {self.strategy.name!r}, what stays at a site is trained "
                 f"without noise and what leaves depends on it: unit {self.privacy.unit!r} cannot "
@@ -162,6 +167,8 @@ class Study:
         if not self.is_private:
             if rounds.length != "steps":
                 found.append(f"[rounds] length is {rounds.length!r}: set 'steps', the same for all")
+            if rounds.max_norm is not None:
+                found.append("[rounds] max_norm cuts a gradient with its correction: remove it")
             if rounds.momentum:
                 found.append(f"[rounds] momentum is {rounds.momentum}: set 0")
         for head in (False, True):

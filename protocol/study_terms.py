@@ -155,10 +155,10 @@ class TaskTerms:
             raise ValueError(f"head_scale is {self.head_scale}, expected more than 0")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}, expected 0 to under 1")
-        if self.kind == "survival" and self.labels and len(self.labels) != 2:
+        if self.kind == "survival" and len(self.labels) != 2:
             raise ValueError(
-                f"labels has {len(self.labels)} values, a survival task has two: followed without "
-                "the event, and the event"
+                f"labels has {len(self.labels)} values, a survival task needs two in this order: "
+                "followed without the event, then the event"
             )
         if len(set(self.labels)) != len(self.labels) or len(self.labels) > MAX_LABELS:
             raise ValueError(f"labels repeats a class or has over {MAX_LABELS}")
@@ -259,11 +259,12 @@ class RoundTerms:
     update_dtype: Dtype = "float32"
     # how the numbers of an update travel: protocol/travel.py
     update_share: float = 1.0
-    # of an update's numbers that travel, by a public random mask that all sites have in common
+    # of an update's numbers that travel, by a public random mask that all sites have in common;
+    # rounded up to a multiple of 2^-16
 
     def __post_init__(self) -> None:
-        if not 0 < self.update_share <= 1:
-            raise ValueError(f"update_share is {self.update_share}, expected over 0 and at most 1")
+        if not 0.001 <= self.update_share <= 1:
+            raise ValueError(f"update_share is {self.update_share}, expected 0.001 to 1")
         for name in ("count", "local_epochs", "local_steps", "batch_size"):
             if not 1 <= getattr(self, name) <= 1_000_000:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 to 1000000")

@@ -18,12 +18,12 @@ coordinator hold the same one, to the bit.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from huizhen.protocol.adapter import Array, Shapes, Tensors
+from huizhen.protocol.adapter import MAX_VALUE, Array, Shapes, Tensors, shapes_of
 from huizhen.protocol.errors import WireError
 from huizhen.protocol.public_bits import public_words
 
@@ -32,6 +32,9 @@ Stored = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.int8]
 
 SCALE = ".scale"
 _MOST = 127
+_HALF_MOST = 65504.0
+_LEAST = 1e-30
+# a row of smaller values travels as zeros: their scale would have few bits
 _STORED: dict[str, tuple[str, str]] = {  # NumPy's name, safetensors' name
     "float32": ("<f4", "F32"),
     "float16": ("<f2", "F16"),
@@ -55,6 +58,11 @@ class Travel:
         """Whether the numbers travel as they are, all of them."""
         return self.dtype == "float32" and self.share == 1
 
+    @property
+    def most(self) -> float:
+        """The largest value that travels."""
+        return _HALF_MOST if self.dtype == "float16" else MAX_VALUE
+
     def mask(self, name: str, size: int) -> NDArray[np.bool_] | None:
         """Return which of a tensor's numbers travel, in the order of its bytes; None for all."""
         if self.share == 1:
@@ -74,6 +82,16 @@ class Travel:
                 found[name + SCALE] = (*_STORED["float32"], _scales(shape))
         return found
 
+    def arrived(self, tensors: Tensors, site: str) -> Tensors:
+        """Return an update as the coordinator reads it.
+
+        Raises:
+            WireError: as ``stored``.
+        """
+        if self.is_plain:
+            return tensors
+        return self.tensors(self.stored(tensors, site), shapes_of(tensors))
+
     def stored(self, tensors: Tensors, site: str) -> dict[str, Stored]:
         """Return the arrays that ``layout`` names.
 
@@ -82,7 +100,7 @@ class Travel:
             site: whose it is; each rounds by its own u, so that their errors do not add up.
 
         Raises:
-            WireError: a value is over what float16 holds.
+            WireError: a value is over what the type holds.
         """
         found: dict[str, Stored] = {}
         for name, value in tensors.items():
@@ -101,7 +119,7 @@ class Travel:
         """Return the float32 tensors of stored arrays; what the mask leaves out is 0.
 
         Raises:
-            WireError: a scale is negative, or an integer is −128, which no rounding gives.
+            WireError: a scale and its integers are none that rounding gives.
         """
         found: dict[str, Array] = {}
         for name, shape in shapes.items():
@@ -113,10 +131,9 @@ class Travel:
                 flat[mask] = value
                 whole = flat.reshape(shape)
             if self.dtype == "int8":
-                scale = stored[name + SCALE]
-                if (scale < 0).any() or (value < -_MOST).any():
-                    raise WireError(f"tensor {name!r} holds what no rounding gives")
-                whole *= scale.reshape(_along(shape))
+                scale = stored[name + SCALE].reshape(_along(shape))
+                _check_rounded(name, whole, scale)
+                whole = np.clip(whole * scale, -MAX_VALUE, MAX_VALUE).astype(np.float32)
             found[name] = whole
         return found
 
@@ -130,15 +147,39 @@ class Travel:
         along = _along(value.shape)
         axes = tuple(i for i, size in enumerate(along) if size == 1)
         largest = np.abs(whole).max(axis=axes, keepdims=True, initial=0.0)
+        largest = np.where(largest < _LEAST, 0.0, largest)
+        if (largest > MAX_VALUE).any():
+            raise WireError(
+                f"tensor {name!r} holds a value over {MAX_VALUE:g}, which int8 does not"
+            )
         scale = (largest / _MOST).astype(np.float32)
         words = public_words(self.seed, f"rounding/{self.round}/{site}/{name}", value.size)
         u = (words.reshape(value.shape) + 0.5) / 2**16
         divisor = np.where(scale > 0, scale.astype(np.float64), 1.0)
-        rounded = np.clip(np.floor(whole / divisor + u), -_MOST, _MOST).astype(np.int8)
+        rounded = np.clip(np.floor(whole / divisor + u), -_MOST, _MOST)
+        rounded = np.where(scale > 0, rounded, 0).astype(np.int8)
+        if mask is not None:
+            rounded *= mask.reshape(value.shape)
         return scale.reshape(_scales(value.shape)), rounded
 
 
 PLAIN = Travel()
+
+
+def _check_rounded(name: str, whole: Array, scale: NDArray[Any]) -> None:
+    """Refuse what no rounding gives, so that a message has one encoding.
+
+    The largest value of a row is 127 scales, up to rounding, and becomes 126 or 127.
+    """
+    axes = tuple(i for i, size in enumerate(scale.shape) if size == 1)
+    largest = np.abs(whole).max(axis=axes, keepdims=True, initial=0.0)
+    is_good = np.where(
+        scale > 0,
+        (largest >= _MOST - 1) & (scale <= MAX_VALUE / _MOST * (1 + 2**-20)),
+        (largest == 0) & (scale == 0) & ~np.signbit(scale),
+    )
+    if not is_good.all() or (whole < -_MOST).any():
+        raise WireError(f"tensor {name!r} holds what no rounding gives")
 
 
 def _along(shape: tuple[int, ...]) -> tuple[int, ...]:

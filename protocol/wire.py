@@ -110,8 +110,12 @@ def max_bytes(shapes: Shapes) -> int:
     return 8 + MAX_HEADER_BYTES + 4 * values + 8 * names + _FRAMING_PER_TENSOR * (len(shapes) + 1)
 
 
-def declared_values(data: bytes) -> int:
+def declared_values(data: bytes, *, without: str | None = None) -> int:
     """Return how many numbers a message says that it holds, from its header alone.
+
+    Args:
+        data: what arrived.
+        without: the end of names whose tensors are not counted.
 
     Raises:
         WireError: the bytes do not begin as a message does, or no message holds so many numbers.
@@ -119,10 +123,9 @@ def declared_values(data: bytes) -> int:
     length = int.from_bytes(data[4:8], "little")
     if data[:4] != MAGIC or length > MAX_HEADER_BYTES or 8 + length > len(data):
         raise WireError("bytes do not begin as a message does")
-    shapes = _header(data[8 : 8 + length])["tensors"].values()
     values = 0
-    for shape in shapes:
-        values += _declared_size(shape)
+    for name, shape in _header(data[8 : 8 + length])["tensors"].items():
+        values += 0 if without is not None and name.endswith(without) else _declared_size(shape)
         if values > MAX_DECLARED:
             raise WireError(f"header names more than {MAX_DECLARED} numbers")
     return values

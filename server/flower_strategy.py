@@ -15,7 +15,7 @@ Each message's config says which arrays to train (``huizhen-trains``) and, for `
 arrays for each module, ``….merged_A`` and ``….merged_B``: W + s·merged_B·merged_A. ``fed_sb`` puts
 ``….lora_R`` between the factors. ``fedsa`` says in ``huizhen-keeps`` which arrays a site goes on
 with as it has them. ``scaffold`` sends c as one more array ``….control`` for each, from the second
-round on; what its sites do is in strategies/scaffold.py.
+round on; a reply holds x − η·Σ g, the site's steps without their corrections.
 
 Nothing of the project's protocol is here: no privacy, no signatures, no record of what was counted.
 State lives as long as the ServerApp. A reply that cannot count is left out, with a code and the
@@ -300,6 +300,8 @@ def as_flower_strategy(
             if travel is None
             else f"travel has no meaning for {name!r}: remove it"
         )
+    if travel is not None and not 0 < travel < math.inf:
+        raise ConfigError(f"travel is {travel}, expected over 0")
     if terms.weights != "equal":
         raise ConfigError("weights of a study have no meaning here: use 'num-examples' or 'equal'")
     return FlowerStrategy(

@@ -6,6 +6,7 @@ from huizhen.protocol.adapter import Tensors, shapes_of
 from huizhen.protocol.documents import claimed, public_of
 from huizhen.protocol.errors import ConfigError, ProtocolError, StorageError, WireError
 from huizhen.protocol.statements import StudyOffer, stamp
+from huizhen.protocol.strategy_terms import PERSONAL
 from huizhen.protocol.study import Study
 from huizhen.server.desk import Desk
 from huizhen.server.registry import WaitingForBoardError
@@ -36,6 +37,11 @@ def offer(desk: Desk, study: Study, first: Tensors, *, ends: datetime) -> StudyO
         WaitingForBoardError: enough of the board have yet to sign the draft.
         StorageError: it cannot be kept.
     """
+    if study.strategy.name in PERSONAL:
+        raise ConfigError(
+            f"[strategy] name is {study.strategy.name!r}, which leaves a part of the model at each "
+            "hospital and no release for all: it can be simulated, set another name"
+        )
     trust = desk.registry.trust()
     members = {member.site for member in trust.active}
     if unknown := sorted(study.sites.keys() - members):

@@ -86,8 +86,6 @@ class SimulationTerms:
     # flower: the federated arms' sites train side by side in the actors of Flower's engine, on Ray
     cpus_per_site: float = 1.0
     # flower: processors of an actor; so many whole ones are the threads that a site trains with
-    gpus_per_site: float = 0.0
-    # flower: GPUs that Ray sets aside for an actor
     minimum_patients: int = 2
     # what every made-up site's policy demands of its own training data
     allowed_fields: tuple[str, ...] | None = None
@@ -113,6 +111,11 @@ class SimulationTerms:
     notice: str = ""
     # printed where results are shown
 
+    @property
+    def site_threads(self) -> int | None:
+        """The threads that a site trains with, where they are not this process's."""
+        return max(1, int(self.cpus_per_site)) if self.engine == "flower" else None
+
     def __post_init__(self) -> None:
         if (self.site is None) == (self.partition is None):
             raise ValueError("needs either 'site' or 'partition'")
@@ -124,11 +127,8 @@ class SimulationTerms:
             raise ValueError(f"seeds is {self.seeds}, expected 0 or more")
         if min(self.minimum_patients, self.evaluate_every) < 1 or self.generate < 0:
             raise ValueError("needs minimum_patients and evaluate_every of at least 1")
-        if not (0.01 <= self.cpus_per_site <= 10_000 and 0 <= self.gpus_per_site <= 1000):
-            raise ValueError(
-                f"cpus_per_site is {self.cpus_per_site} and gpus_per_site {self.gpus_per_site}, "
-                "expected 0.01 to 10000 and 0 to 1000"
-            )
+        if not 0.01 <= self.cpus_per_site <= 10_000:
+            raise ValueError(f"cpus_per_site is {self.cpus_per_site}, expected 0.01 to 10000")
         if self.memory_mib < 1:
             raise ValueError(f"memory_mib is {self.memory_mib}, expected 1 or more")
         if self.exact_match_records < 1:

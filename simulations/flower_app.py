@@ -17,10 +17,11 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from huizhen.client.local_trainer import LocalTrainer
+from huizhen.client.site import diverged
 from huizhen.client.trainer import Trained, Trainer
 from huizhen.learning.bases import resolve
 from huizhen.learning.models import make_model
-from huizhen.protocol.errors import HuizhenError, WireError
+from huizhen.protocol.errors import ConfigError, HuizhenError, WireError
 from huizhen.protocol.study import Study, read_study
 from huizhen.protocol.wire import Message as Wire
 from huizhen.protocol.wire import decode, encode
@@ -28,6 +29,7 @@ from huizhen.simulations.engine import site_models
 from huizhen.simulations.experiment import parse_experiment
 from huizhen.simulations.partition import read_sites
 from huizhen.simulations.prepare import one_site, subset
+from huizhen.simulations.provenance import file_digest
 
 APP = ClientApp()
 Asked = Mapping[str, Any]
@@ -78,7 +80,10 @@ def pack(trained: Trained, trainer: Trainer, round: int) -> dict[str, Any]:
 
     def data(kind: Any, tensors: Any) -> bytes:
         message = Wire(kind=kind, study=facts.study, round=round, site=facts.site, tensors=tensors)
-        return encode(message)
+        try:
+            return encode(message)
+        except WireError as error:
+            raise diverged(facts.site, round, error) from error
 
     return {
         "update": data("update", trained.update),
@@ -90,33 +95,8 @@ def pack(trained: Trained, trainer: Trainer, round: int) -> dict[str, Any]:
 
 
 def _trainer(asked: Asked) -> LocalTrainer:
-    return _trainer_of(
-        str(asked["setup"]),
-        asked["study"],
-        str(asked["site"]),
-        float(asked["share"]),
-        bool(asked["measures"]),
-    )
-
-
-@functools.lru_cache(maxsize=256)
-def _trainer_of(
-    setup: str, study_bytes: bytes, site: str, share: float, measures: bool
-) -> LocalTrainer:
-    """Return the trainer of a site in one unit of work; a share of 0 is everybody."""
-    actor, study = _actor(setup), read_study(study_bytes)
-    train, held_out = actor.examples(site)
-    if share:
-        train = subset(train, share, actor.experiment.simulation.seeds[0])
-    model = actor.model(study, site)
-    return LocalTrainer(
-        site,
-        study,
-        train,
-        model,
-        model.first_tensors(study.study.seed),
-        held_out=held_out if measures else None,
-        memory_mib=actor.experiment.simulation.memory_mib,
+    return _actor(str(asked["setup"])).trainer(
+        asked["study"], str(asked["site"]), float(asked["share"]), bool(asked["measures"])
     )
 
 
@@ -129,7 +109,11 @@ class _Actor:
     """What an actor holds of one experiment."""
 
     def __init__(self, setup: dict[str, Any]) -> None:
-        """Read the records and load the base."""
+        """Read the records and load the base.
+
+        Raises:
+            ConfigError: this machine's records are others than those of the machine that asks.
+        """
         torch.set_num_threads(setup["threads"])
         self.experiment = parse_experiment(setup["experiment"], Path(setup["path"]))
         self.study: Study = read_study(setup["study"].encode())
@@ -139,20 +123,54 @@ class _Actor:
             self.study, None if base is None else resolve(base.name, home=home)
         )
         self._model.checkpointing = self.experiment.simulation.checkpointing
+        found = file_digest(Path(self.experiment.simulation.data))
+        if found != setup["data"]:
+            raise ConfigError(
+                f"[simulation] data {self.experiment.simulation.data!r} has other bytes on another "
+                "machine, or was changed: every machine needs the same file at the same place"
+            )
         self._records = read_sites(self.experiment.simulation, self.study.task.label)
         self.examples = functools.cache(self._examples)
         self._others: dict[int | None, Any] = {}
+        self._unit: tuple[bytes, float] = b"", 0.0
+        self._trainers: dict[str, LocalTrainer] = {}
 
     def _examples(self, site: str) -> Any:
         found = one_site(site, self._records[site], self.experiment.simulation, self._model)
         return found.train, found.held_out
+
+    def trainer(self, study_bytes: bytes, site: str, share: float, measures: bool) -> LocalTrainer:
+        """Return the trainer of a site in one unit of work; a share of 0 is everybody.
+
+        Those of the unit before are let go.
+        """
+        if self._unit != (study_bytes, share):
+            self._unit, self._trainers = (study_bytes, share), {}
+        if site not in self._trainers:
+            study = read_study(study_bytes)
+            train, held_out = self.examples(site)
+            if share:
+                train = subset(train, share, self.experiment.simulation.seeds[0])
+            model = self.model(study, site)
+            self._trainers[site] = LocalTrainer(
+                site,
+                study,
+                train,
+                model,
+                model.first_tensors(study.study.seed),
+                held_out=held_out if measures else None,
+                memory_mib=self.experiment.simulation.memory_mib,
+            )
+        return self._trainers[site]
 
     def model(self, study: Study, site: str) -> Any:
         """Return the model of the site's rank."""
         rank = study.sites[site].rank
         if rank not in self._others:
             one = replace(study, sites={site: study.sites[site]})
-            self._others[rank] = site_models(one, self._model)[site]
+            model = site_models(one, self._model)[site]
+            model.checkpointing = self.experiment.simulation.checkpointing
+            self._others[rank] = model
         return self._others[rank]
 
 

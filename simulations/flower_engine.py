@@ -5,9 +5,11 @@
 
 Flower's ``RayBackend`` places the actors by the resources that a site needs and hands them
 messages; its own server side is left out, since the coordinator here is the product's. Where
-RAY_ADDRESS names a cluster, Ray joins it; else it starts on this machine, on loopback.
+RAY_ADDRESS names a cluster, Ray joins it; else a Ray of its own starts on this machine, and listens
+on loopback alone: whoever reaches Ray can run code.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -28,8 +30,10 @@ from huizhen.protocol.wire import Message as Wire
 from huizhen.protocol.wire import decode, encode
 from huizhen.simulations.engine import Answer, Work
 from huizhen.simulations.experiment import Experiment
+from huizhen.simulations.provenance import file_digest
 from huizhen.strategies.catalogue import make_strategy
 
+_START_SECONDS = 120.0  # of an actor; one that waits for longer waits for somebody else
 _RUN, _NODE = 1, 1  # names that Flower's messages must have, and nobody reads
 
 
@@ -58,6 +62,10 @@ class FlowerEngine:
             ConfigError: Ray is not installed, cannot be reached, or no machine has the resources
                 of one site.
         """
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        is_here = not os.environ.get("RAY_ADDRESS")
+        if is_here:  # without it Ray takes this machine's own address for 127.0.0.1
+            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         try:
             import ray
             from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
@@ -68,26 +76,46 @@ class FlowerEngine:
             ) from error
         from huizhen.simulations.flower_app import app
 
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        terms = self._experiment.simulation
+        cpus = self._experiment.simulation.cpus_per_site
         start: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if "RAY_ADDRESS" not in os.environ:
-            start["_node_ip_address"] = "127.0.0.1"
-        resources: dict[str, Any] = {
-            "num_cpus": terms.cpus_per_site,
-            "num_gpus": terms.gpus_per_site,
-        }
+        if is_here:  # "local": never one that another user of this machine has started
+            start |= {"_node_ip_address": "127.0.0.1", "address": "local"}
+        resources: dict[str, Any] = {"num_cpus": cpus}
         try:
             self._backend = RayBackend({"init_args": start, "client_resources": resources})
-            self._backend.build(app)
-        except (ValueError, ConnectionError) as error:
+        except (ValueError, ConnectionError, RuntimeError) as error:
             ray.shutdown()
+            place = "on this machine" if is_here else f"at {os.environ['RAY_ADDRESS']!r}"
             raise ConfigError(
-                f"[simulation] a site needs {terms.cpus_per_site:g} processors and "
-                f"{terms.gpus_per_site:g} GPUs, no machine of Ray's has them: lower cpus_per_site "
-                "or gpus_per_site, or set RAY_ADDRESS to the cluster"
+                f"Ray cannot be started or reached {place}: {error}: set RAY_ADDRESS to a cluster "
+                "of the same versions, or unset it"
+            ) from error
+        try:
+            self._backend.build(app)
+            self._drop_pending(ray)
+        except ValueError as error:
+            self.__exit__(None, None, None)
+            raise ConfigError(
+                f"[simulation] a site needs {cpus:g} processors, no machine of Ray's has them, or "
+                "others use them: lower cpus_per_site, or set RAY_ADDRESS to a larger cluster"
             ) from error
         return self
+
+    def _drop_pending(self, ray: Any) -> None:
+        """Leave out actors that do not start: Flower counts processors that others use too.
+
+        Raises:
+            ValueError: none starts.
+        """
+        pool = self._backend.pool
+        asked = {actor.__ray_ready__.remote(): actor for actor in pool.pool}
+        ready, waiting = ray.wait(list(asked), num_returns=len(asked), timeout=_START_SECONDS)
+        for one in waiting:
+            ray.kill(asked[one])
+        pool.pool[:] = [asked[one] for one in ready]
+        pool.num_actors = len(ready)
+        if not ready:
+            raise ValueError("no actor starts")
 
     def __exit__(
         self,
@@ -109,30 +137,61 @@ class FlowerEngine:
         """Return what asks the actors; each site is made ready in one of them."""
         setup = json.dumps(
             {
-                "experiment": dict(self._experiment.sections),
-                "path": str(self._experiment.path),
+                "experiment": self._same_everywhere(),
+                "path": str(self._experiment.path.absolute()),
+                "data": file_digest(Path(self._experiment.simulation.data)),
                 "study": self._study.canonical().decode(),
                 "home": None if self._home is None else str(self._home.absolute()),
-                "threads": max(1, int(self._experiment.simulation.cpus_per_site)),
+                "threads": self._experiment.simulation.site_threads,
             }
         )
         found = {name: RemoteTrainer(self, setup, work, name) for name in work.sites}
-        with ThreadPoolExecutor(self.actors) as pool:
+        with self._side_by_side() as pool:
             for future in [pool.submit(one.ready) for one in found.values()]:
                 future.result()
+        return found
+
+    def _same_everywhere(self) -> dict[str, Any]:
+        """Return the file's tables with places that do not depend on where a process started."""
+        found = {name: dict(table) for name, table in self._experiment.sections.items()}
+        found["simulation"]["data"] = str(Path(found["simulation"]["data"]).absolute())
+        base = found.get("base")
+        if base is not None and Path(base["name"]).is_dir():
+            base["name"] = str(Path(base["name"]).absolute())
         return found
 
     def answers(
         self, sites: Mapping[str, Site], announcement: bytes, round: int
     ) -> Iterator[Answer]:
         """Yield every site's answer in the order of the sites; they train side by side."""
-        pool = ThreadPoolExecutor(self.actors)
-        try:
+        with self._side_by_side() as pool:
             asked = {n: pool.submit(one.answer, announcement, round) for n, one in sites.items()}
             for name, future in asked.items():
                 yield (name, *future.result())
-        finally:  # after Ctrl-C nobody waits for what is being trained: Ray ends it
-            pool.shutdown(wait=False, cancel_futures=True)
+
+    @contextlib.contextmanager
+    def _side_by_side(self) -> Iterator[ThreadPoolExecutor]:
+        """Give as many threads as there are actors; all are over at the end.
+
+        After an error the sites that train are waited for, since what they answer is paid for;
+        after Ctrl-C their actors are killed.
+        """
+        pool = ThreadPoolExecutor(self.actors)
+        try:
+            yield pool
+        except (HuizhenError, GeneratorExit):
+            raise
+        except BaseException:
+            self._kill_busy()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _kill_busy(self) -> None:
+        import ray
+
+        for actor in list(self._backend.pool._future_to_actor.values()):
+            ray.kill(actor)
 
     def seconds_inside(self) -> float | None:
         """Return None: the actors' passes are not timed."""
@@ -164,9 +223,12 @@ class FlowerEngine:
         try:
             reply, _ = self._backend.process_message(message, context)
         except Exception as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            advice = "mend the cause, then --resume"
+            if type(error).__name__ in ("RayActorError", "ActorDiedError", "OutOfMemoryError"):
+                advice = "if its memory ran out, raise cpus_per_site so that fewer run; --resume"
             raise ActorError(
-                f"an actor of Ray's failed at site {asked['site']!r}: {error}: if it was killed "
-                "for memory, raise cpus_per_site so that fewer run; then --resume"
+                f"an actor of Ray's failed at site {asked['site']!r}: {lines[-1]}: {advice}"
             ) from error
         said = reply.content.config_records["said"]
         if (met := unpack_error(said)) is not None:

@@ -17,13 +17,17 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def environment() -> dict[str, str]:
-    """Return what bit-exactness is promised for: versions, CPU capability and threads."""
+def environment(threads: int | None = None) -> dict[str, str]:
+    """Return what bit-exactness is promised for: versions, CPU capability and threads.
+
+    Args:
+        threads: that sites train with; this process's when None.
+    """
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
         "cpu": torch.backends.cpu.get_cpu_capability(),
-        "threads": str(torch.get_num_threads()),
+        "threads": str(threads or torch.get_num_threads()),
     }
 
 

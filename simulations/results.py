@@ -98,7 +98,9 @@ class Results:
         model = self.prepared.model
         if isinstance(model, AdaptedModel) and model.kind == "instruction":
             metrics |= self._answer(model, work.unit, trained)
-        self._done.append((work, trained.history, metrics, tensors_digest(trained.x)))
+        own = {f"{site}/{n}": t for site, kept in trained.own.items() for n, t in kept.items()}
+        digest = tensors_digest({**trained.x, **own})
+        self._done.append((work, trained.history, metrics, digest))
 
     def document(self, *, command: str, certificate: Certificate | None) -> dict[str, Any]:
         """Return what ``results.json`` holds."""
@@ -117,7 +119,8 @@ class Results:
             "arms": arms,
             "notes": list(prepared.notes),
             "provenance": {
-                **environment(),
+                **environment(prepared.experiment.simulation.site_threads),
+                "engine": prepared.experiment.simulation.engine,
                 "base": prepared.study.base.name if prepared.study.base else "none: a linear model",
                 "seeds": ", ".join(map(str, prepared.experiment.simulation.seeds)),
                 "command": command,

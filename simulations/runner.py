@@ -222,12 +222,13 @@ def _identity(experiment: Experiment, study: Study) -> dict[str, Any]:
         "study": study.digest(),
         "simulation": _plain(asdict(experiment.simulation)),
         "data": file_digest(Path(experiment.simulation.data)),
-        "environment": environment(),
+        "environment": environment(experiment.simulation.site_threads),
     }
 
 
-_SAME = ("data", "engine", "cpus_per_site", "gpus_per_site")
-# what changes no result: the data's place, for its bytes count, and where sites train
+_SAME = ("data", "engine", "cpus_per_site")
+# what changes no result: the data's place, for its bytes count, and where sites train; with how
+# many threads they do is in the environment
 
 
 def _plain(value: Any) -> Any:

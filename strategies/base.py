@@ -61,6 +61,8 @@ class Strategy(ABC):
     """One way to average LoRA."""
 
     facts: Facts
+    sends_gradients = False
+    # whether a site's update is made of its gradients alone (``update_of``), not of where it came
 
     @abstractmethod
     def init(self, x: Tensors) -> StrategyState:
@@ -106,15 +108,21 @@ class Strategy(ABC):
         """Return what a site adds to the gradient of each of its steps, after any noise."""
         return {}
 
-    def kept_after(
-        self, update: Tensors, trained: Tensors, correction: Tensors, round: int
-    ) -> Tensors:
+    def update_of(self, gradients: Tensors, round: int) -> Tensors:
+        """Return the update that a site sends where it is made of gradients.
+
+        Args:
+            gradients: the mean over the round's steps, before ``correction`` was added.
+            round: 1 is the first.
+        """
+        raise NotImplementedError
+
+    def kept_after(self, update: Tensors, trained: Tensors, round: int) -> Tensors:
         """Return what ``keeps`` names, at a site after it has trained.
 
         Args:
-            update: Δ of every tensor that it trained.
-            trained: the tensors themselves.
-            correction: what was added to the gradients of the round.
+            update: what it sends, as it arrives.
+            trained: every tensor that it trained, as it is now.
             round: 1 is the first.
         """
         return {}

@@ -30,7 +30,7 @@ _MAKERS: dict[str, Callable[["Public", dict[str, Any]], Strategy]] = {
     "fedadam": lambda public, own: FedAdam(**own),
     "fedyogi": lambda public, own: FedYogi(**own),
     "fedadagrad": lambda public, own: FedAdagrad(**own),
-    "scaffold": lambda public, own: Scaffold(travel=public.travel, **own),
+    "scaffold": lambda public, own: Scaffold(travel=public.travel, rounds=public.rounds, **own),
     "ffa": lambda public, own: Ffa(),
     "ffa_ortho": lambda public, own: FfaOrtho(seed=public.seed),
     "ffa_refresh": lambda public, own: FfaRefresh(seed=public.seed, rounds=public.rounds, **own),

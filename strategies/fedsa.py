@@ -6,7 +6,7 @@ for each site, and each is measured on its own records. As its authors' configur
 head is the site's too.
 
 No differential privacy: the gradient of A depends on B, which has seen the site's records without
-noise, so that no clipping of A's gradient bounds what one record does (``NEVER_PRIVATE`` in
+noise, so that no clipping of A's gradient bounds what one record does (``PERSONAL`` in
 ``protocol/strategy_terms.py``: such a study is refused).
 """
 
@@ -42,9 +42,7 @@ class FedSa(Averaging):
         """Return all but A."""
         return {name: shape for name, shape in shapes.items() if not name.endswith(A)}
 
-    def kept_after(
-        self, update: Tensors, trained: Tensors, correction: Tensors, round: int
-    ) -> Tensors:
+    def kept_after(self, update: Tensors, trained: Tensors, round: int) -> Tensors:
         """Return B and head as the site has trained them."""
         return {name: value for name, value in trained.items() if not name.endswith(A)}
 

@@ -4,17 +4,21 @@ Karimireddy et al. 2020, Algorithm 1, option II (https://arxiv.org/abs/1910.0637
 steps of plain SGD at rate η, control variates c_i at the sites and c at the coordinator:
 
     a site's step       y ← y − η·(g_i(y) − c_i + c)
-    after its K steps   c_i⁺ = c_i − c + (x − y) / (K·η) = c_i − c − Δ_i / (K·η)
-    the coordinator     x ← x + η_g·mean Δ_i,     c ← c + mean (c_i⁺ − c_i) = −mean Δ_i / (K·η)
+    after its K steps   c_i⁺ = c_i − c + (x − y) / (K·η), which is ḡ_i, the mean of its g_i
+    the coordinator     x ← x + η_g·mean (y_i − x),     c ← c + mean (c_i⁺ − c_i)
 
-The right-hand forms hold where all sites take part, and only public numbers are in them: K and η
-are the study's. So a site sends its update and nothing else, where the paper sends Δc_i too; the
-coordinator sends x and c. A departure where a site is missing in a round: c is then the mean of
-those present, so that their corrections sum to zero; the paper keeps the absent site's old c_i in
-it.
+The paper's sites send y_i − x and c_i⁺ − c_i. Here a site sends u_i = −K·η·ḡ_i alone, what its own
+gradients come to along the way, and K and η are the study's, known to all:
 
-c_i never leaves its site. Under DP it is a function of the site's noised updates alone, so the
-correction, added after the noise, costs no privacy.
+    c_i⁺ = −u_i / (K·η),     c ← −mean u_i / (K·η),     x ← x + η_g·mean u_i
+
+Where all sites take part this is the paper's: its corrections sum to zero over the sites. A
+departure where one is missing: c is the mean of those present, and x moves by their gradients
+alone, so that an absence, a lost c_i or a late update leaves no error behind; the paper's c would
+keep a difference from the mean of the c_i for ever. Nor can an announced c shift what a site sends:
+under DP u_i is the sum of the clipped and noised gradients and of nothing else.
+
+c_i never leaves its site, and is a function of what it has sent.
 """
 
 from collections.abc import Callable
@@ -36,7 +40,10 @@ class Scaffold(Averaging):
     # η_g
     travel: Callable[[str, int], float]
     # K·η of a tensor in a round: how far a gradient of 1 moves it
+    rounds: int | None = None
+    # of the study; None where nobody knows
 
+    sends_gradients = True
     facts = Facts(linear=True, exact=False, mixed_ranks=False, sees_individual_updates=False)
 
     def init(self, x: Tensors) -> StrategyState:
@@ -48,14 +55,17 @@ class Scaffold(Averaging):
         return frozenset(shapes)
 
     def announces(self, shapes: Shapes, round: int) -> Shapes:
-        """Return the adapter and, once it can differ from 0, c."""
-        own = {name + CONTROL: shape for name, shape in shapes.items()} if round > 1 else {}
-        return {**shapes, **own}
+        """Return the adapter and, in rounds where it can differ from 0, c."""
+        if not self._tells(round):
+            return shapes
+        return {**shapes, **{name + CONTROL: shape for name, shape in shapes.items()}}
 
     def announced(self, state: StrategyState, shapes: Shapes, round: int) -> Tensors:
         """Return the adapter and c."""
+        if not self._tells(round):
+            return state.x
         c = {name + CONTROL: value for name, value in state.moments["c"].items()}
-        return {**state.x, **c} if round > 1 else state.x
+        return {**state.x, **c}
 
     def whole(self, first: Tensors, announced: Tensors, round: int) -> Tensors:
         """Return the adapter."""
@@ -73,14 +83,16 @@ class Scaffold(Averaging):
             if name in kept
         }
 
-    def kept_after(
-        self, update: Tensors, trained: Tensors, correction: Tensors, round: int
-    ) -> Tensors:
-        """Return c_i⁺."""
+    def update_of(self, gradients: Tensors, round: int) -> Tensors:
+        """Return u_i."""
         return {
-            name + CONTROL: self._gradient(name, delta, round) - correction.get(name, np.float32(0))
-            for name, delta in update.items()
+            name: gradient * np.float32(-self.travel(name, round))
+            for name, gradient in gradients.items()
         }
+
+    def kept_after(self, update: Tensors, trained: Tensors, round: int) -> Tensors:
+        """Return c_i⁺."""
+        return {name + CONTROL: self._gradient(name, u, round) for name, u in update.items()}
 
     def step(self, state: StrategyState, combined: Tensors, round: int) -> StrategyState:
         """Return the state after a step along the mean update, c after it.
@@ -93,6 +105,10 @@ class Scaffold(Averaging):
         c = {name: self._gradient(name, delta, round) for name, delta in combined.items()}
         moved = {name: rate * delta for name, delta in combined.items()}
         return StrategyState(add(state.x, moved), {"c": {**state.moments["c"], **c}})
+
+    def _tells(self, round: int) -> bool:
+        """Whether c is announced: not before the first round, nor with the final adapter."""
+        return round > 1 and (self.rounds is None or round <= self.rounds)
 
     def _gradient(self, name: str, delta: Array, round: int) -> Array:
         """Return the mean gradient that makes so large an update."""

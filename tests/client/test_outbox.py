@@ -1,12 +1,14 @@
 """An update leaves with the agreed tensors or not at all."""
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import pytest
 
 from huizhen.client.outbox import Outbox, send
 from huizhen.protocol.errors import PrivacyError, ReleaseLostError, StorageError, WireError
+from huizhen.protocol.travel import Travel
 from huizhen.protocol.wire import decode
 
 UPDATE = {"a.lora_B": np.ones((2, 1), np.float32), "head.bias": np.zeros(2, np.float32)}
@@ -103,3 +105,33 @@ def test_metrics_are_kept_by_study(tmp_path):
 def test_ledgers_of_like_names_have_outboxes_of_their_own(tmp_path):
     places = [tmp_path / name for name in ("rare", "rare.sqlite", "rare.2024", "rare.2025")]
     assert len({Outbox.beside(place).folder for place in places}) == 4
+
+
+@pytest.mark.parametrize(
+    ("dtype", "most"), [("float32", 2.0**20), ("float16", 65504), ("int8", 2.0**20)]
+)
+def test_under_privacy_a_value_is_cut_and_the_release_leaves(dtype, most):
+    """Whether it leaves would else tell where its values lie, again with each attempt."""
+    large = {"a.lora_B": np.array([[3e9], [-3e9]], np.float32)}
+    agreed = {"a.lora_B": (2, 1)}
+    terms: dict[str, Any] = {"study": S, "round": 3, "site": "A", "update": large, "agreed": agreed}
+    travel = Travel(dtype=dtype)
+    with pytest.raises(WireError, match="holds a value over"):
+        send(**terms, travel=travel)
+    envelope = send(**terms, travel=travel, saturate=True)
+    found = decode(envelope.data, shapes={"a.lora_B": (2, 1)}, travel=travel).tensors["a.lora_B"]
+    assert found.ravel().tolist() == pytest.approx([most, -most], rel=1e-6)
+
+
+def test_what_is_kept_here_is_given_back_only_as_it_was(tmp_path):
+    outbox = Outbox(tmp_path)
+    envelope = send(study=S, round=3, site="A", update=UPDATE, agreed=SHAPES)
+    digest = hashlib.sha256(envelope.data).hexdigest()
+    assert outbox.own(S, digest) is None
+    outbox.keep_own(S, envelope, b"own numbers")
+    assert outbox.own(S, digest) == b"own numbers"
+    [place] = (tmp_path / S).glob("*.own")
+    data = bytearray(place.read_bytes())
+    data[-1] ^= 1
+    place.write_bytes(bytes(data))
+    assert outbox.own(S, digest) is None

@@ -113,26 +113,51 @@ def test_fedsa_trains_on_from_the_sites_own_factors(tiny_classifier, make_kept, 
         assert np.linalg.norm(second[tensor] - begin) > np.linalg.norm(first[tensor] - begin)
 
 
-def test_scaffold_corrects_each_step_by_what_was_announced_less_what_is_kept(
+def test_scaffold_corrects_each_step_and_sends_its_gradients_alone(
     tiny_classifier, make_kept, trainer
 ):
-    """At one site c is c_i: no correction. With c_i of 0, the round's end moves by -K·η·c."""
+    """At one site c is c_i: no correction. With a c_i of 0, the model ends −K·η·c further."""
     rounds = Rounds(make_kept("scaffold"), tiny_classifier)
     training = trainer(rounds.study)
     site = Site("A", rounds.study, training)
     rounds.take(site.answer(*rounds.asked())[0])
-    asked = rounds.asked()
-    plain = training.trainer.train(*asked, {}).update
-    alike = training.trainer.train(*asked, training.gave[0]).update
+    asked, ends, sent = rounds.asked(), {}, {}
     zero = {n: np.zeros_like(v) for n, v in training.gave[0].items()}
-    moved = training.trainer.train(*asked, zero).update
+    for name, kept in (("plain", {}), ("alike", training.gave[0]), ("moved", zero)):
+        sent[name] = training.trainer.train(*asked, kept).update
+        ends[name] = tiny_classifier.read(frozenset(sent[name]))
     c, travel = rounds.state.strategy.moments["c"], 3 * 0.02
     for name in ("head.bias", "head.weight"):
-        assert alike[name] == pytest.approx(plain[name], abs=1e-6)
+        assert ends["alike"][name] == pytest.approx(ends["plain"][name], abs=1e-6)
         # the gradients differ a little, for the steps lead elsewhere
-        away = moved[name] - plain[name]
-        assert np.linalg.norm(away + travel * c[name]) < 0.2 * np.linalg.norm(travel * c[name])
-        assert np.linalg.norm(c[name]) > 1e-4
+        away, whole = ends["moved"][name] - ends["plain"][name], np.linalg.norm(travel * c[name])
+        assert np.linalg.norm(away + travel * c[name]) < 0.2 * whole
+        assert np.linalg.norm(sent["moved"][name] - sent["plain"][name]) < 0.2 * whole
+        assert whole > 1e-4
+    x = rounds.coordinator.first(tiny_classifier.first_tensors(0)).strategy.x
+    assert x.keys() == rounds.state.strategy.x.keys()
+    for name, u in sent["plain"].items():  # without a correction it is what training added
+        moved = ends["plain"][name] - rounds.state.strategy.x[name]
+        assert u == pytest.approx(moved, rel=1e-3, abs=1e-6)
+
+
+def test_a_coordinator_cannot_steer_what_a_private_site_sends_by_what_it_announces(
+    tiny_classifier, make_kept, trainer, ledger
+):
+    """A c beyond all bounds: the update is still clipped gradients and noise, and it leaves."""
+    rounds = Rounds(make_kept("scaffold", "patient"), tiny_classifier)
+    training = trainer(rounds.study)
+    site = Site("A", rounds.study, training, ledger=ledger)
+    rounds.take(site.answer(*rounds.asked())[0])
+    strategy = rounds.state.strategy
+    lie = {name: np.full_like(value, 3e37) for name, value in strategy.moments["c"].items()}
+    rounds.state = dataclasses.replace(
+        rounds.state, strategy=dataclasses.replace(strategy, moments={"c": lie})
+    )
+    envelope, _ = site.answer(*rounds.asked())
+    sent = rounds.coordinator.check(rounds.state, envelope.data)
+    assert not isinstance(sent, str)
+    assert max(np.abs(value).max() for value in sent.tensors.values()) < 100
 
 
 def test_what_is_kept_of_another_adapter_is_refused(tiny_classifier, make_kept, trainer):

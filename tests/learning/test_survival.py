@@ -119,6 +119,8 @@ def test_a_record_is_read_as_its_features_and_its_time(model):
         ({"days": None}, "'days' is not a time"),
         ({"days": float("nan")}, "'days' is not a time"),
         ({"days": float("inf")}, "'days' is not a time"),
+        ({"days": 1e300}, "'days' is not a time"),
+        ({"days": True}, "'days' is not a time"),
         ({"died": 2}, "'died' is neither '0', followed without the event, nor '1'"),
         ({"died": ""}, "'died' is empty"),
         ({"age": None}, "'age' is missing"),
@@ -135,6 +137,11 @@ def test_a_record_without_the_field_of_the_time_is_refused(model):
         model.encoder().encode({"age": 75, "grade": 1, "died": 1}, "x:1")
 
 
+def test_batches_of_one_record_are_refused():
+    with pytest.raises(ConfigError, match="batch_size is 1, of one record alone nobody was"):
+        parse_study({**tables(), "rounds": {"batch_size": 1}}, "study.toml")
+
+
 @pytest.mark.parametrize("unit", ["patient", "record"])
 def test_no_unit_of_privacy_can_hold(unit):
     with pytest.raises(ConfigError, match=f"depends on who else is in its batch: unit '{unit}'"):
@@ -147,7 +154,8 @@ def test_no_unit_of_privacy_can_hold(unit):
         ({"time": ""}, "has no 'time', a survival task needs the field with the time"),
         ({"label": ""}, "has no 'label', a survival task needs the field that says"),
         ({"features": {}}, "has no 'features'"),
-        ({"labels": ["0", "1", "2"]}, "labels has 3 values, a survival task has two"),
+        ({"labels": ["0", "1", "2"]}, "labels has 3 values, a survival task needs two in this"),
+        ({"labels": []}, "labels has 0 values, a survival task needs two in this order: followed"),
         ({"label_smoothing": 0.1}, "label_smoothing has no meaning for kind 'survival'"),
         ({"text": "{age}"}, "text has no meaning for kind 'survival'"),
         ({"kind": "tabular"}, "time has no meaning for kind 'tabular'"),

@@ -16,6 +16,7 @@ name = "time to event"
 [task]
 kind = "survival"
 label = "died"
+labels = ["0", "1"]
 time = "days"
 [task.features]
 age = [0, 100]

@@ -12,21 +12,29 @@ from huizhen.protocol.study import parse_study
 from huizhen.strategies.scaffold import CONTROL, Scaffold
 
 
-def one_round(strategy, state, gradients, kept, steps, rate, round):
+def one_round(strategy, state, gradients, kept, steps, rate, round, absent=()):
     """Let sites train a scalar with these gradients; return the next state and what they keep."""
     shapes = {"w": (1,)}
     told = strategy.announced(state, shapes, round)
     assert {n: v.shape for n, v in told.items()} == strategy.announces(shapes, round)
     x = strategy.whole({}, told, round)["w"]
     updates, after = [], []
-    for gradient, own in zip(gradients, kept, strict=True):
+    for i, (gradient, own) in enumerate(zip(gradients, kept, strict=True)):
         correction = strategy.correction(told, own)
-        y = x.astype(np.float32)
+        y, total = x.astype(np.float32), np.zeros(1, np.float32)
         for _ in range(steps):
-            y = y - np.float32(rate) * (gradient(y) + correction.get("w", np.float32(0)))
-        update = {"w": y - x}
+            g = np.float32(gradient(y))
+            total = total + g
+            y = y - np.float32(rate) * (g + correction.get("w", np.float32(0)))
+        if i in absent:
+            after.append(own)
+            continue
+        if strategy.sends_gradients:
+            update = strategy.update_of({"w": total / np.float32(steps)}, round)
+        else:
+            update = {"w": y - x}
         updates.append(update["w"])
-        after.append(strategy.kept_after(update, {"w": y}, correction, round))
+        after.append(strategy.kept_after(update, {"w": y}, round))
         assert after[-1].keys() == strategy.keeps(shapes).keys()
     return strategy.step(state, {"w": np.mean(updates, axis=0)}, round), after
 
@@ -49,7 +57,7 @@ def quadratic(curve, centre):
     return lambda y: curve * (y - centre)
 
 
-# Two sites, one step of 0.1: gradients at 1 are -2 and 6, so Δ = 0.2 and -0.6.
+# Two sites, one step of 0.1: gradients at 1 are -2 and 6, so u = 0.2 and -0.6.
 def test_scaffold_by_hand():
     strategy = Scaffold(server_learning_rate=1.0, travel=lambda name, round: 0.1)
     state = strategy.init({"w": np.array([1.0], np.float32)})
@@ -58,9 +66,9 @@ def test_scaffold_by_hand():
     assert state.x["w"] == pytest.approx(0.8)
     assert state.moments["c"]["w"] == pytest.approx(2)
     assert [own["w" + CONTROL].item() for own in kept] == pytest.approx([-2, 6])
-    # Then c - c_i is 4 and -4; at 0.8 the gradients are -2.2 and 5.6: Δ = -0.18 and -0.16.
+    # One step's gradient is taken before any correction: at 0.8 they are -2.2 and 5.6.
     state, kept = one_round(strategy, state, gradients, kept, 1, 0.1, 2)
-    assert state.x["w"] == pytest.approx(0.63)
+    assert state.x["w"] == pytest.approx(0.8 - 0.1 * 1.7)
     assert state.moments["c"]["w"] == pytest.approx(1.7)
     assert [own["w" + CONTROL].item() for own in kept] == pytest.approx([-2.2, 5.6])
 
@@ -104,6 +112,45 @@ def test_scaffold_finds_the_optimum_that_many_local_steps_of_fedavg_miss():
     assert ends["fedavg"] > 1 / 11 + 0.1
 
 
+@pytest.mark.parametrize("trouble", ["absent", "lost", "late", "a lie"])
+def test_what_goes_wrong_once_leaves_no_error_behind(trouble):
+    """Curves 2, 1 and 0.5 around 1, 0 and -2: the sum is least at 1/3.5."""
+    sites = [(2, 1), (1, 0), (0.5, -2)]
+    gradients = [quadratic(*site) for site in sites]
+    strategy = Scaffold(server_learning_rate=1.0, travel=lambda name, round: 5 * 0.05)
+    state = strategy.init({"w": np.array([0.5], np.float32)})
+    kept: list[Tensors] = [{}, {}, {}]
+    for round in range(1, 400):
+        before = kept
+        away = (2,) if round == 3 and trouble != "lost" else ()
+        state, kept = one_round(strategy, state, gradients, kept, 5, 0.05, round, away)
+        if round == 3:
+            if trouble == "lost":
+                kept = [*kept[:2], {}]
+            elif trouble == "late":  # the site goes on from what nobody counted
+                late = {name: value + np.float32(0.3) for name, value in before[2].items()}
+                kept = [*kept[:2], late]
+            elif trouble == "a lie":
+                lie = {"w": np.array([100.0], np.float32)}
+                state = strategy.step(state, lie, round)
+    assert state.x["w"].item() == pytest.approx(1 / 3.5, abs=1e-3)
+
+
+def test_what_is_announced_as_c_does_not_shift_what_a_site_sends():
+    """The first step's gradient is taken where the adapter is; only the way from there differs."""
+    strategy = Scaffold(server_learning_rate=1.0, travel=lambda name, round: 0.1)
+    told = {"w": np.ones(1, np.float32), "w" + CONTROL: np.full(1, 3e38, np.float32)}
+    assert strategy.correction(told, {"w" + CONTROL: np.zeros(1, np.float32)})["w"] > 1e38
+    u = strategy.update_of({"w": np.array([0.5], np.float32)}, 2)
+    assert u["w"] == pytest.approx(-0.05)
+
+
+def test_c_is_not_announced_with_the_final_adapter():
+    strategy = Scaffold(server_learning_rate=1.0, travel=lambda name, round: 0.1, rounds=3)
+    for round, is_told in ((1, False), (2, True), (3, True), (4, False)):
+        assert ("w" + CONTROL in strategy.announces({"w": (1,)}, round)) == is_told
+
+
 def test_a_site_that_lost_its_control_variate_trains_without_a_correction():
     strategy = made("scaffold")
     told = {"w": np.ones(1, np.float32), "w" + CONTROL: np.ones(1, np.float32)}
@@ -139,6 +186,7 @@ def test_steps_and_the_rate_of_the_round_make_the_gradient():
     [
         ({"length": "epochs"}, r"\[rounds\] length is 'epochs': set 'steps'"),
         ({"momentum": 0.9}, r"\[rounds\] momentum is 0.9: set 0"),
+        ({"max_norm": 1.0}, r"\[rounds\] max_norm cuts a gradient with its correction"),
         ({"optimizer": "adamw"}, r"\[rounds\] optimizer is 'adamw': set 'sgd'"),
         ({"head_optimizer": "adamw"}, r"\[rounds\] optimizer is 'adamw': set 'sgd', for the head"),
     ],
@@ -181,7 +229,7 @@ def test_fedsa_sends_and_announces_a_and_nothing_else():
     assert strategy.trains(SHAPES, 1) == SHAPES.keys()
     assert strategy.sends(SHAPES, 1) == {A} == strategy.announces(SHAPES, 3).keys()
     assert strategy.keeps(SHAPES).keys() == SHAPES.keys() - {A}
-    kept = strategy.kept_after({}, x, {}, 1)
+    kept = strategy.kept_after({}, x, 1)
     assert kept.keys() == SHAPES.keys() - {A}
     state = strategy.step(strategy.init(x), {A: np.ones(SHAPES[A], np.float32)}, 1)
     assert state.x[A] == pytest.approx(x[A] + 1)
