@@ -510,7 +510,7 @@ def test_an_error_that_nobody_foresaw_does_not_end_the_agent(
 ):
     _, asked = plain
 
-    def fail(*args):
+    def fail(*args, **named):
         raise ZeroDivisionError(CANARY)
 
     with monkeypatch.context() as patch:

@@ -28,8 +28,9 @@ SHAPES = {A: (1, 3), B: (2, 1), BIAS: (2,)}
 SIZES = {"north": 400, "south": 300, "east": 100}  # shares 1/2, 3/8 and 1/8: exact in binary
 
 
-def own_terms(strategy):
-    return {"every": 1} if strategy == "ffa_refresh" else {}
+def own_terms(strategy, rounds):
+    """Two merges of one rank fill the layer of 2 x 3."""
+    return {"every": rounds.get("count", 2) // 2} if strategy == "ffa_refresh" else {}
 
 
 def study(strategy="ffa_ortho", weights="public", sizes=SIZES, **rounds):
@@ -40,7 +41,7 @@ def study(strategy="ffa_ortho", weights="public", sizes=SIZES, **rounds):
             "adapter": {"target_modules": ["query"], "rank": 1},
             "task": {"kind": "classification", "text": "{t}", "label": "y"},
             "privacy": {"unit": "none" if strategy == "fedsa" else "patient"},
-            "strategy": {"name": strategy, "weights": weights, **own_terms(strategy)},
+            "strategy": {"name": strategy, "weights": weights, **own_terms(strategy, rounds)},
             "rounds": {"count": 2, **rounds},
             "sites": {site: {"patients_public": size} for site, size in sizes.items()},
         },
@@ -284,7 +285,7 @@ def of_ranks(strategy, combine="mean"):
             "adapter": {"target_modules": ["query"], "rank": 3},
             "task": {"kind": "classification", "text": "{t}", "label": "y"},
             "privacy": {"unit": "none"},
-            "strategy": {"name": strategy, "combine": combine, **own_terms(strategy)},
+            "strategy": {"name": strategy, "combine": combine, **own_terms(strategy, {"count": 4})},
             "rounds": {"count": 3},
             "sites": RANKS,
         },
