@@ -71,10 +71,20 @@ def test_any_order_of_arrival_gives_the_same_bytes(weighted, data):
     assert raw(in_turn) == raw(as_they_came)
 
 
-@given(sites())
+def exact_sums(accumulator):
+    """Return the fixed-point values as Python's integers, which have no bound."""
+    found = {}
+    for name, total in accumulator.sums.items():
+        values = [(int(v) - accumulator.added * mean._MAGIC_BITS) % 2**64 for v in total.ravel()]
+        signed = [value - 2**64 if value >= 2**63 else value for value in values]
+        found[name] = np.array(signed, object).reshape(total.shape)
+    return found
+
+
+@given(st.one_of(sites(), sites(bound=2.0**-7)))
 def test_the_sum_is_the_exact_one_up_to_half_a_grid_step_for_each_site(weighted):
     shares = shares_of(weighted)
-    sums = summed([update for update, _ in weighted], shares).sums
+    sums = exact_sums(summed([update for update, _ in weighted], shares))
     # The product of a value and its share is itself rounded once, to 53 bits, under 2^36.
     bound = len(weighted) * (GRID / 2) * (1 + Fraction(1, 2**15))
     for name, shape in SHAPES.items():
@@ -84,6 +94,25 @@ def test_the_sum_is_the_exact_one_up_to_half_a_grid_step_for_each_site(weighted)
                 for (update, _), share in zip(weighted, shares, strict=True)
             )
             assert abs(int(sums[name][at]) * GRID - exact) <= bound
+
+
+@given(
+    st.lists(st.floats(-(2.0**13), 2.0**13, width=32), min_size=1, max_size=8),
+    st.integers(1, 40),
+    st.sampled_from([1.0, 1 / 3, 2.0**-14]),
+)
+def test_small_values_are_rounded_alike_beside_a_large_one(values, n, share):
+    """A block of small values is summed another way than one that holds a large value."""
+    small, beside = f32(values), f32([*values, 2.0**20])
+    found = []
+    for one in (small, beside):
+        total = mean.start()
+        for _ in range(n):
+            total = mean.add(total, {"a": one}, share)
+        found.append(mean.finish(total, 1.0)["a"])
+    assert found[1][:-1].tobytes() == found[0].tobytes()
+    grid = [round(float(np.float64(v) * (share * 2.0**36))) * n for v in small]
+    assert found[0].tolist() == [np.float32(one * 2.0**-36) for one in grid]
 
 
 @given(sites(bound=2.0**-7), st.integers(0, 5))
