@@ -1,5 +1,7 @@
 """Training in this very process: for simulations, and inside the worker of a hospital."""
 
+import numpy as np
+
 from huizhen.client.examples import Examples
 from huizhen.client.metrics_release import check_held_out, held_out_outcomes, release_metrics
 from huizhen.client.model_checks import check_model
@@ -12,7 +14,7 @@ from huizhen.client.trainer import (
 from huizhen.client.training import Protection, train_round, units
 from huizhen.learning.trainable import Model
 from huizhen.protocol.adapter import Array, Shapes, Tensors, difference, shapes_of
-from huizhen.protocol.errors import PrivacyError, ProtocolError
+from huizhen.protocol.errors import PrivacyError, ProtocolError, WireError
 from huizhen.protocol.mechanism import Mechanism
 from huizhen.protocol.study import Study
 from huizhen.protocol.wire import max_bytes
@@ -76,9 +78,10 @@ class LocalTrainer:
     @property
     def max_command_bytes(self) -> int:
         """The most that an announcement of this study, which grows, and what is kept can have."""
-        last = self.study.rounds.count + 1
-        announced = max_bytes(self._strategy.announces(self.model.study_shapes, last))
-        return announced + (max_bytes(self.kept_shapes) if self.kept_shapes else 0)
+        last, shapes = self.study.rounds.count, self.model.study_shapes
+        announced = (self._strategy.announces(shapes, round) for round in (last, last + 1))
+        kept = max_bytes(self.kept_shapes) if self.kept_shapes else 0
+        return max(max_bytes(one) for one in announced) + kept
 
     @property
     def kept_shapes(self) -> Shapes:
@@ -121,8 +124,20 @@ class LocalTrainer:
             update = difference(trained, before)
         sent = strategy.sends(self.model.shapes, round)
         update = {name: delta for name, delta in update.items() if name in sent}
-        arrives = self.study.travel(round).arrived(update, self.name)
-        return Trained(update, strategy.kept_after(arrives, trained, round), report)
+        return Trained(update, self._kept_after(update, trained, round), report)
+
+    def _kept_after(self, update: Tensors, trained: Tensors, round: int) -> Tensors:
+        """Return what to keep of a round: of the update as the coordinator reads it."""
+        if not self.kept_shapes:
+            return {}
+        travel = self.study.travel(round)
+        if self.study.is_private:  # as the outbox does it
+            update = {n: np.clip(value, -travel.most, travel.most) for n, value in update.items()}
+        try:
+            arrives = travel.arrived(update, self.name)
+        except WireError:  # it will not leave either
+            return {}
+        return self._strategy.kept_after(arrives, trained, round)
 
     def metrics(self, announcement: bytes) -> bytes:
         """Return noised metrics of the final adapter, drawn anew by each call.

@@ -211,3 +211,19 @@ def test_what_an_unanswered_round_kept_is_never_used(
     Site("A", rounds.study, training, ledger=ledger).answer(*rounds.asked())
     assert same(training.given[2], training.gave[0])
     assert not same(training.given[2], training.gave[1])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_what_is_kept_is_of_the_update_as_it_arrives(
+    tiny_classifier, make_kept, trainer, with_terms, dtype
+):
+    """Else c, which the coordinator makes of rounded updates, would drift from the mean of c_i."""
+    study = with_terms(make_kept("scaffold"), rounds={**STEPS, "update_dtype": dtype})
+    rounds = Rounds(study, tiny_classifier)
+    training = trainer(rounds.study)
+    site = Site("A", rounds.study, training)
+    for _ in range(3):
+        rounds.take(site.answer(*rounds.asked())[0])
+        c = rounds.state.strategy.moments["c"]
+        for name, value in c.items():
+            assert training.gave[-1][f"{name}.control"] == pytest.approx(value, rel=1e-5, abs=1e-7)
