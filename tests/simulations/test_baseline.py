@@ -82,6 +82,7 @@ def test_a_record_without_ids_keeps_its_text():
     assert with_ancestors([{"observed": "sinus rhythm"}, {}]) == ["sinus rhythm", ""]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REFERENCE.exists(), reason="the reference cases are not on this machine")
 def test_the_reference_cases_come_out_as_published():
     records = [json.loads(line) for line in REFERENCE.read_text(encoding="utf-8").splitlines()]
