@@ -18,7 +18,6 @@ Results are lines of ``results.jsonl``, one a run, written whole and synced: a r
 is done again, one that is there is not.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from huizhen.benchmarks.resumable import Done, append, read_results
+from huizhen.benchmarks.resumable import Done, append, options, read_results
 from huizhen.learning.bases import resolve
 from huizhen.learning.model import AdaptedModel
 from huizhen.protocol.errors import HuizhenError
@@ -259,16 +258,12 @@ def key_of(result: Mapping[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do as many runs as fit into the time."""
-    parser = argparse.ArgumentParser(
-        description="Ways to average LoRA under equal tuning.",
-        epilog="example: python -m huizhen.benchmarks.lora_strategies --minutes 20",
+    terms = options(
+        "Ways to average LoRA under equal tuning.",
+        "python -m huizhen.benchmarks.lora_strategies --minutes 20",
+        FOLDER,
+        arguments,
     )
-    parser.add_argument("--minutes", type=float, default=20.0, help="no run begins after it")
-    parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), metavar="DIR")
-    parser.add_argument("--home", type=Path, metavar="DIR", help="where base models are cached")
-    terms = parser.parse_args(arguments)
-    terms.out.mkdir(parents=True, exist_ok=True)
     path, begin = terms.out / "results.jsonl", time.monotonic()
     has_fed6 = (terms.data / "rare_disease_fed6").is_dir()
     with tempfile.TemporaryDirectory() as scratch:

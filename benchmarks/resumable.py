@@ -1,12 +1,34 @@
 """Results of long benchmarks, one line a run: what is there is not done again."""
 
+import argparse
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 Done = dict[str, dict[str, Any]]
+
+
+def options(
+    description: str, example: str, out: Path, arguments: Sequence[str] | None
+) -> argparse.Namespace:
+    """Return the options of a benchmark that goes on: minutes, out, data and home.
+
+    Args:
+        description: what it measures.
+        example: a command.
+        out: the folder of the results, which is made.
+        arguments: of the command line; the process's own when None.
+    """
+    parser = argparse.ArgumentParser(description=description, epilog=f"example: {example}")
+    parser.add_argument("--minutes", type=float, default=20.0, help="no run begins after it")
+    parser.add_argument("--out", type=Path, default=out, metavar="DIR")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), metavar="DIR")
+    parser.add_argument("--home", type=Path, metavar="DIR", help="where base models are cached")
+    terms = parser.parse_args(arguments)
+    terms.out.mkdir(parents=True, exist_ok=True)
+    return terms
 
 
 def read_results(path: Path, key: Callable[[Mapping[str, Any]], str]) -> Done:

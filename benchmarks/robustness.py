@@ -19,7 +19,6 @@ median length of an honest update in the first round: the one defence that three
 which an alliance could do on public data; under DP they follow from the noise.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -31,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from huizhen.benchmarks.resumable import append, read_results
+from huizhen.benchmarks.resumable import append, options, read_results
 from huizhen.client.examples import Examples
 from huizhen.client.local_trainer import LocalTrainer
 from huizhen.protocol.adapter import Tensors
@@ -213,16 +212,12 @@ def table(done: Mapping[str, Mapping[str, Any]], metric: str = "macro_f1") -> li
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do as many runs as fit into the time, and print the table."""
-    parser = argparse.ArgumentParser(
-        description="One hospital of six lies.",
-        epilog="example: python -m huizhen.benchmarks.robustness --data ../shared/data",
+    terms = options(
+        "One hospital of six lies.",
+        "python -m huizhen.benchmarks.robustness --data ../shared/data",
+        FOLDER,
+        arguments,
     )
-    parser.add_argument("--minutes", type=float, default=20.0, help="no run begins after it")
-    parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), metavar="DIR")
-    parser.add_argument("--home", type=Path, metavar="DIR", help="where base models are cached")
-    terms = parser.parse_args(arguments)
-    terms.out.mkdir(parents=True, exist_ok=True)
     path, begin = terms.out / "results.jsonl", time.monotonic()
     done, bench = read_results(path, key_of), None
     for unit in units():

@@ -1,7 +1,5 @@
 """Training in this very process: for simulations, and inside the worker of a hospital."""
 
-import numpy as np
-
 from huizhen.client.examples import Examples
 from huizhen.client.metrics_release import check_held_out, held_out_outcomes, release_metrics
 from huizhen.client.model_checks import check_model
@@ -132,7 +130,7 @@ class LocalTrainer:
             return {}
         travel = self.study.travel(round)
         if self.study.is_private:  # as the outbox does it
-            update = {n: np.clip(value, -travel.most, travel.most) for n, value in update.items()}
+            update = travel.cut(update)
         try:
             arrives = travel.arrived(update, self.name)
         except WireError:  # it will not leave either

@@ -58,8 +58,7 @@ def send(
         names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
         raise PrivacyError(f"update and agreement differ in tensor {names[0]!r}: nothing was sent")
     if saturate:
-        most = travel.most
-        update = {name: np.clip(value, -most, most) for name, value in update.items()}
+        update = travel.cut(update)
     message = Message(kind="update", study=study, round=round, site=site, tensors=update)
     data = encode(message, travel)
     if any((np.abs(array) > MAX_VALUE).any() for array in update.values()):

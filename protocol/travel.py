@@ -63,6 +63,10 @@ class Travel:
         """The largest value that travels."""
         return _HALF_MOST if self.dtype == "float16" else MAX_VALUE
 
+    def cut(self, tensors: Tensors) -> Tensors:
+        """Return an update with values over what travels cut off."""
+        return {name: np.clip(value, -self.most, self.most) for name, value in tensors.items()}
+
     def mask(self, name: str, size: int) -> NDArray[np.bool_] | None:
         """Return which of a tensor's numbers travel, in the order of its bytes; None for all."""
         if self.share == 1:

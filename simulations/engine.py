@@ -5,10 +5,8 @@ the coordinator and the evaluation stay in this process whichever it is.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 from huizhen.client.examples import Examples
 from huizhen.client.local_trainer import LocalTrainer
@@ -39,7 +37,7 @@ class Work:
     # of each site's patients that are trained on; all when None
 
 
-class Engine(AbstractContextManager["Engine"], Protocol):
+class Engine(Protocol):
     """Trains the sites of units of work."""
 
     def trainers(self, work: Work, model: Model) -> Mapping[str, Trainer]:
@@ -69,17 +67,6 @@ class InProcess:
         """Take how much memory a site has, and whether it checkpoints."""
         self._terms = terms
         self._models: dict[int, Model] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        return None
 
     def trainers(self, work: Work, model: Model) -> Mapping[str, Trainer]:
         """Return trainers that share the model."""

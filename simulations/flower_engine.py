@@ -10,6 +10,7 @@ on loopback alone: whoever reaches Ray can run code.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -135,7 +136,16 @@ class FlowerEngine:
 
     def trainers(self, work: Work, model: Model) -> Mapping[str, Trainer]:
         """Return what asks the actors; each site is made ready in one of them."""
-        setup = json.dumps(
+        found = {name: RemoteTrainer(self, self._setup, work, name) for name in work.sites}
+        with self._side_by_side() as pool:
+            for future in [pool.submit(one.ready) for one in found.values()]:
+                future.result()
+        return found
+
+    @functools.cached_property
+    def _setup(self) -> str:
+        """What every actor is told of the experiment; the records are read for it once."""
+        return json.dumps(
             {
                 "experiment": self._same_everywhere(),
                 "path": str(self._experiment.path.absolute()),
@@ -145,11 +155,6 @@ class FlowerEngine:
                 "threads": self._experiment.simulation.site_threads,
             }
         )
-        found = {name: RemoteTrainer(self, setup, work, name) for name in work.sites}
-        with self._side_by_side() as pool:
-            for future in [pool.submit(one.ready) for one in found.values()]:
-                future.result()
-        return found
 
     def _same_everywhere(self) -> dict[str, Any]:
         """Return the file's tables with places that do not depend on where a process started."""
@@ -243,7 +248,7 @@ class RemoteTrainer:
 
     def __init__(self, engine: FlowerEngine, setup: str, work: Work, site: str) -> None:
         """Prepare; nothing is asked."""
-        self._engine, self._site, self._study = engine, site, work.study
+        self._engine, self._site = engine, site
         self._strategy = make_strategy(work.study)
         self._asked = {
             "setup": setup,

@@ -83,7 +83,7 @@ def run_experiment(
         every = experiment.simulation.evaluate_every
         exported = [f"{arm}-{_first_seed(experiment)}" for arm in ("federated", "federated_dp")]
         with contextlib.ExitStack() as running:
-            here = running.enter_context(InProcess(experiment.simulation))
+            here = InProcess(experiment.simulation)
             elsewhere: Engine = here
             if experiment.simulation.engine == "flower":
                 observer.say("starting Ray")

@@ -3,7 +3,7 @@
     the coordinator    init ─► announced ┄┄► … updates … ─► combine ─► step ─► announced ┄┄► …
     a site             whole, what it has kept ─► trains ─► its update, what it keeps
 
-A rule (``strategies/rules.py``) reduces the updates of a round to one, which ``Averaging.step``
+A rule (``mean.py``, ``robust.py``) reduces the updates of a round to one, which ``Averaging.step``
 turns into the next adapter; a ``Stacking`` strategy is given each of them, since it needs the
 product of each site's factors. Who is asked, deadlines and transport are elsewhere.
 
@@ -16,6 +16,8 @@ the base's own number format, and a release can be exported as one adapter of ra
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from huizhen.protocol.adapter import Array, Shapes, Tensors
 from huizhen.protocol.errors import AggregationError, ConfigError
@@ -68,14 +70,14 @@ class Strategy(ABC):
     def init(self, x: Tensors) -> StrategyState:
         """Return the state before the first round, from the study's first adapter."""
 
-    @abstractmethod
     def trains(self, shapes: Shapes, round: int) -> frozenset[str]:
-        """Return the names of the tensors that sites train, and send, in a round.
+        """Return the names of the tensors that sites train in a round; all, unless some are frozen.
 
         Args:
             shapes: of every tensor that a site could train.
             round: 1 is the first.
         """
+        return frozenset(shapes)
 
     def sends(self, shapes: Shapes, round: int) -> frozenset[str]:
         """Return which of the tensors that it trains in a round a site sends."""
@@ -197,6 +199,11 @@ def add(x: Tensors, update: Tensors) -> dict[str, Array]:
     """
     check_fits(x, update)
     return {name: value + update[name] if name in update else value for name, value in x.items()}
+
+
+def zeros(x: Tensors) -> dict[str, Array]:
+    """Return a 0 for each number of an adapter."""
+    return {name: np.zeros(value.shape, np.float32) for name, value in x.items()}
 
 
 def modules(names: Sequence[str] | Tensors | Shapes) -> list[str]:

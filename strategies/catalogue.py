@@ -25,7 +25,7 @@ from huizhen.strategies.svd import Svd
 
 _MAKERS: dict[str, Callable[["Public", dict[str, Any]], Strategy]] = {
     "fedavg": lambda public, own: FedAvg(),
-    "fedprox": lambda public, own: FedAvg(),  # its term is the site's, in client/training.py
+    "fedprox": lambda public, own: FedAvg(),  # its term is the site's, in client/turn.py
     "fedavgm": lambda public, own: FedAvgM(**own),
     "fedadam": lambda public, own: FedAdam(**own),
     "fedyogi": lambda public, own: FedYogi(**own),

@@ -11,7 +11,7 @@ noise: it depends on no record.
 
 from dataclasses import dataclass
 
-from huizhen.protocol.adapter import Shapes, Tensors
+from huizhen.protocol.adapter import Tensors
 from huizhen.strategies.base import Averaging, Facts, StrategyState, add
 
 
@@ -24,10 +24,6 @@ class FedAvg(Averaging):
     def init(self, x: Tensors) -> StrategyState:
         """Return the state before the first round."""
         return StrategyState(x)
-
-    def trains(self, shapes: Shapes, round: int) -> frozenset[str]:
-        """Return all names."""
-        return frozenset(shapes)
 
     def step(self, state: StrategyState, combined: Tensors, round: int) -> StrategyState:
         """Return the state after adding the mean update."""

@@ -31,10 +31,6 @@ class FedEx(Stacking):
         """Return the state before the first round."""
         return StrategyState(x)
 
-    def trains(self, shapes: Shapes, round: int) -> frozenset[str]:
-        """Return all names."""
-        return frozenset(shapes)
-
     def announces(self, shapes: Shapes, round: int) -> Shapes:
         """Return everything, and what was merged."""
         return {**shapes, **merged_shapes(round - 1, self.ranks, shapes)}

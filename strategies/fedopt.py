@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from huizhen.protocol.adapter import Array, Shapes, Tensors
-from huizhen.strategies.base import Averaging, Facts, StrategyState, add, check_fits
+from huizhen.protocol.adapter import Array, Tensors
+from huizhen.strategies.base import Averaging, Facts, StrategyState, add, check_fits, zeros
 
 Values = NDArray[np.float64]
 
@@ -40,11 +40,7 @@ class FedAvgM(Averaging):
 
     def init(self, x: Tensors) -> StrategyState:
         """Return the state before the first round; the momentum is 0."""
-        return StrategyState(x, {"m": _zeros(x)})
-
-    def trains(self, shapes: Shapes, round: int) -> frozenset[str]:
-        """Return all names."""
-        return frozenset(shapes)
+        return StrategyState(x, {"m": zeros(x)})
 
     def step(self, state: StrategyState, combined: Tensors, round: int) -> StrategyState:
         """Return the state after a step along the momentum."""
@@ -68,11 +64,7 @@ class _FedOpt(Averaging):
 
     def init(self, x: Tensors) -> StrategyState:
         """Return the state before the first round; both moments are 0."""
-        return StrategyState(x, {"m": _zeros(x), "v": _zeros(x)})
-
-    def trains(self, shapes: Shapes, round: int) -> frozenset[str]:
-        """Return all names."""
-        return frozenset(shapes)
+        return StrategyState(x, {"m": zeros(x), "v": zeros(x)})
 
     def step(self, state: StrategyState, combined: Tensors, round: int) -> StrategyState:
         """Return the state after one step of the optimiser.
@@ -135,10 +127,6 @@ class FedAdam(_FedOpt):
 
     def _second(self, v: Values, squared: Values) -> Values:
         return self.beta2 * v + (1 - self.beta2) * squared
-
-
-def _zeros(x: Tensors) -> dict[str, Array]:
-    return {name: np.zeros(value.shape, np.float32) for name, value in x.items()}
 
 
 def _f32(values: NDArray[Any]) -> Array:

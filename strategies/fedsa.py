@@ -26,10 +26,6 @@ class FedSa(Averaging):
         """Return the state before the first round."""
         return StrategyState(x)
 
-    def trains(self, shapes: Shapes, round: int) -> frozenset[str]:
-        """Return all names."""
-        return frozenset(shapes)
-
     def sends(self, shapes: Shapes, round: int) -> frozenset[str]:
         """Return the names of all A."""
         return frozenset(name for name in shapes if name.endswith(A))

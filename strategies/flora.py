@@ -35,10 +35,6 @@ class FLora(Stacking):
         """Return the state before the first round, with B = 0."""
         return StrategyState(self._anew(in_order(x), 1))
 
-    def trains(self, shapes: Shapes, round: int) -> frozenset[str]:
-        """Return all names."""
-        return frozenset(shapes)
-
     def announces(self, shapes: Shapes, round: int) -> Shapes:
         """Return the head and what was merged."""
         head = {name: shape for name, shape in shapes.items() if not name.endswith((A, B))}

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from huizhen.protocol.adapter import Array, Shapes, Tensors
+from huizhen.protocol.adapter import Array, Tensors
 from huizhen.strategies.base import A, B, Facts, Given, Stacking, StrategyState, modules, pair
 from huizhen.strategies.products import Factor, f32, norm
 from huizhen.strategies.stacking import factors, in_turn, others
@@ -32,10 +32,6 @@ class HetLora(Stacking):
     def init(self, x: Tensors) -> StrategyState:
         """Return the state before the first round."""
         return StrategyState(x)
-
-    def trains(self, shapes: Shapes, round: int) -> frozenset[str]:
-        """Return all names."""
-        return frozenset(shapes)
 
     def join(self, state: StrategyState, given: Sequence[Given], round: int) -> StrategyState:
         """Return the state after a round in which these updates were counted.

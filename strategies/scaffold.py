@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from huizhen.protocol.adapter import Array, Shapes, Tensors
-from huizhen.strategies.base import Averaging, Facts, StrategyState, add, check_fits
+from huizhen.strategies.base import Averaging, Facts, StrategyState, add, check_fits, zeros
 
 CONTROL = ".control"
 
@@ -48,11 +48,7 @@ class Scaffold(Averaging):
 
     def init(self, x: Tensors) -> StrategyState:
         """Return the state before the first round; c is 0."""
-        return StrategyState(x, {"c": _zeros(x)})
-
-    def trains(self, shapes: Shapes, round: int) -> frozenset[str]:
-        """Return all names."""
-        return frozenset(shapes)
+        return StrategyState(x, {"c": zeros(x)})
 
     def announces(self, shapes: Shapes, round: int) -> Shapes:
         """Return the adapter and, in rounds where it can differ from 0, c."""
@@ -113,7 +109,3 @@ class Scaffold(Averaging):
     def _gradient(self, name: str, delta: Array, round: int) -> Array:
         """Return the mean gradient that makes so large an update."""
         return delta * np.float32(-1 / self.travel(name, round))
-
-
-def _zeros(x: Tensors) -> dict[str, Array]:
-    return {name: np.zeros(value.shape, np.float32) for name, value in x.items()}

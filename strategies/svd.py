@@ -13,7 +13,7 @@ al.'s stacking, products.py); the d × k mean is never formed.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from huizhen.protocol.adapter import Shapes, Tensors
+from huizhen.protocol.adapter import Tensors
 from huizhen.strategies.base import (
     A,
     B,
@@ -43,10 +43,6 @@ class Svd(Stacking):
         """
         check_ranks(x)
         return StrategyState(x)
-
-    def trains(self, shapes: Shapes, round: int) -> frozenset[str]:
-        """Return all names."""
-        return frozenset(shapes)
 
     def join(self, state: StrategyState, given: Sequence[Given], round: int) -> StrategyState:
         """Return the state after a round in which these updates were counted.
