@@ -7,13 +7,13 @@ import hashlib
 
 from huizhen.client.ledger import Ledger
 from huizhen.client.outbox import Envelope, Outbox, send
-from huizhen.client.trainer import Trainer, TrainingReport, read_announcement
+from huizhen.client.trainer import Trainer, TrainingReport, kept_bytes, read_announcement
 from huizhen.protocol.adapter import Tensors
 from huizhen.protocol.errors import PrivacyError, ProtocolError, WireError
 from huizhen.protocol.mechanism import Mechanism, patients_bound
 from huizhen.protocol.metrics import budgets, parse_metrics
 from huizhen.protocol.study import Study
-from huizhen.protocol.wire import Message, decode, encode
+from huizhen.protocol.wire import decode
 from huizhen.strategies.base import Strategy
 from huizhen.strategies.catalogue import make_strategy
 
@@ -192,9 +192,8 @@ class Site:
         """
         if not kept:
             return None
-        message = Message(kind="kept", study=self.digest, round=round, site=self.name, tensors=kept)
         try:
-            return encode(message)
+            return kept_bytes(kept, study=self.digest, site=self.name, round=round)
         except WireError:  # a value is not finite
             return None
 

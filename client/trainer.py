@@ -11,7 +11,7 @@ from typing import Protocol
 from huizhen.protocol.adapter import Shapes, Tensors
 from huizhen.protocol.errors import HuizhenError, ProtocolError
 from huizhen.protocol.study import Study
-from huizhen.protocol.wire import Message, decode
+from huizhen.protocol.wire import Message, decode, encode
 from huizhen.strategies.base import Strategy
 
 DEFAULT_MEMORY_MIB = 1024
@@ -130,6 +130,21 @@ class TrainerError(HuizhenError):
         where = "" if log is None else f"; its log is {log!r}"
         super().__init__(f"the training process {_MEANING[code]} (code {code.value}{where})")
         self.code = code
+
+
+def kept_bytes(kept: Tensors, *, study: str, site: str, round: int) -> bytes:
+    """Return what a site keeps between rounds in the wire format; it never leaves the site.
+
+    Args:
+        kept: the tensors.
+        study: the study's digest.
+        site: whose they are.
+        round: that they are of.
+
+    Raises:
+        WireError: a value is not finite.
+    """
+    return encode(Message(kind="kept", study=study, round=round, site=site, tensors=kept))
 
 
 def read_announcement(

@@ -19,14 +19,21 @@ from typing import Any, Literal, Self
 
 from huizhen.client.frames import CohortRecords, Frame, Start, read_frame, write_frame
 from huizhen.client.sandbox import Walls, check_hidden, command, environment, probe, python_folders
-from huizhen.client.trainer import Code, Trained, TrainerError, TrainerFacts, TrainingReport
+from huizhen.client.trainer import (
+    Code,
+    Trained,
+    TrainerError,
+    TrainerFacts,
+    TrainingReport,
+    kept_bytes,
+)
 from huizhen.client.worker_process import WorkerProcess
 from huizhen.protocol.adapter import Tensors
 from huizhen.protocol.errors import ConfigError, PrivacyError, WireError
 from huizhen.protocol.metrics import MAX_BYTES as MAX_METRICS_BYTES
 from huizhen.protocol.strict import build
 from huizhen.protocol.study import Study
-from huizhen.protocol.wire import Message, decode, encode, max_bytes
+from huizhen.protocol.wire import Message, decode, max_bytes
 from huizhen.strategies.base import Strategy
 from huizhen.strategies.catalogue import make_strategy
 
@@ -134,7 +141,10 @@ class WorkerTrainer:
         keeps, most = self._strategy.keeps(shapes), max_bytes(agreed)
         if keeps:
             most += max_bytes(keeps)
-        before = [self._message("kept", max(1, round - 1), kept)] if kept else []
+        before = []
+        if kept:
+            terms = {"study": self._digest, "site": self._start.site}
+            before = [kept_bytes(kept, **terms, round=max(1, round - 1))]
         answer = self._ask({"command": "train", "round": round}, announcement, *before, most=most)
         with self._refusing():
             data, *rest = answer.payloads
@@ -266,17 +276,6 @@ class WorkerTrainer:
         if found != (kind, self._digest, round, self._start.site):
             raise WireError(f"{kind} is of another study, round or site")
         return message.tensors
-
-    def _message(self, kind: Literal["kept"], round: int, tensors: Tensors) -> bytes:
-        return encode(
-            Message(
-                kind=kind,
-                study=self._digest,
-                round=round,
-                site=self._start.site,
-                tensors=tensors,
-            )
-        )
 
 
 @contextlib.contextmanager

@@ -21,14 +21,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from huizhen.client.site import Site
-from huizhen.client.trainer import Trained, Trainer, TrainerFacts, TrainingReport
+from huizhen.client.trainer import Trained, Trainer, TrainerFacts, TrainingReport, kept_bytes
 from huizhen.learning.trainable import Model
 from huizhen.protocol.adapter import Tensors
 from huizhen.protocol.errors import ConfigError, HuizhenError
 from huizhen.protocol.strict import build
 from huizhen.protocol.study import Study
-from huizhen.protocol.wire import Message as Wire
-from huizhen.protocol.wire import decode, encode
+from huizhen.protocol.wire import decode
 from huizhen.simulations.engine import Answer, Work
 from huizhen.simulations.experiment import Experiment
 from huizhen.simulations.provenance import file_digest
@@ -271,9 +270,7 @@ class RemoteTrainer:
         shapes, before = facts.shapes, b""
         if kept:
             last = max(1, round - 1)
-            before = encode(
-                Wire(kind="kept", study=facts.study, round=last, site=self._site, tensors=kept)
-            )
+            before = kept_bytes(kept, study=facts.study, site=self._site, round=last)
         said = self._engine.ask(
             {
                 **self._asked,
