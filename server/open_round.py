@@ -230,7 +230,7 @@ class OpenRound:
             payload=digest,
         )
         try:
-            self._parts.store.updates.add_update(update)
+            self._parts.store.updates.add_update(update, self._signed(site, digest, None))
         except DuplicateError:
             return self._refuse(site, "duplicate", payload)
         except LateError:
@@ -238,7 +238,6 @@ class OpenRound:
         self._count(site, digest, found)
         self._codes.pop(site, None)
         self.declined.discard(site)
-        self._receipt(site, digest, None)
         return None
 
     def unusable(self, site: str, code: str) -> None:
@@ -418,6 +417,10 @@ class OpenRound:
         own = [public_of(self._parts.key)]
         if kept is not None and Receipt.read(kept.document, own).code == code:
             return  # the same was told already
+        document = self._signed(site, payload, code)
+        self._parts.store.updates.add_receipt(self.digest, self.round, site, payload, document)
+
+    def _signed(self, site: str, payload: str, code: str | None) -> bytes:
         receipt = Receipt(
             alliance=self.trust.membership.alliance,
             study=self.digest,
@@ -428,9 +431,7 @@ class OpenRound:
             code=code,
             issued=stamp(self._parts.clock()),
         )
-        self._parts.store.updates.add_receipt(
-            self.digest, self.round, site, payload, receipt.signed(self._parts.key)
-        )
+        return receipt.signed(self._parts.key)
 
 
 def _read(document: bytes, keys: Sequence[PublicKey]) -> Update | Refusal:

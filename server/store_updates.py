@@ -75,8 +75,16 @@ class Updates:
         """Use the store's database."""
         self._database = database
 
-    def add_update(self, update: StoredUpdate) -> bool:
+    def add_update(self, update: StoredUpdate, receipt: bytes) -> bool:
         """Keep a valid update, whose payload is on the disk; return whether it was not there.
+
+        The receipt is kept with it or neither is: a coordinator that is killed between the two
+        would count the update and never tell the site. It is kept whatever the site was told
+        before, above ``MAX_RECEIPTS`` too.
+
+        Args:
+            update: what a site sent.
+            receipt: signed, tells that it counts.
 
         Raises:
             DuplicateError: the site has sent another payload in this round, which stays.
@@ -105,6 +113,9 @@ class Updates:
                     f"attempt {update.attempt} of round {update.round} was not announced"
                 )
             connection.execute(insert(updates).values(asdict(update)))
+            _keep_receipt(
+                connection, update.study, update.round, update.site, update.payload, receipt
+            )
         return True
 
     def last_update(self, study: str, site: str) -> StoredUpdate | None:
@@ -164,21 +175,12 @@ class Updates:
         these = (
             (receipts.c.study == study) & (receipts.c.round == round) & (receipts.c.site == site)
         )
-        digest = digest_of(document)
         with self._database.writing() as connection:
             self._check_round(connection, study, round)
             found = connection.execute(select(receipts.c.digest).where(these)).scalars().all()
-            if digest in found or len(found) >= MAX_RECEIPTS:
+            if digest_of(document) in found or len(found) >= MAX_RECEIPTS:
                 return False
-            values = {
-                "study": study,
-                "round": round,
-                "site": site,
-                "payload": payload,
-                "document": document,
-                "digest": digest,
-            }
-            connection.execute(insert(receipts).values(values))
+            _keep_receipt(connection, study, round, site, payload, document)
         return True
 
     def receipt(self, study: str, round: int, site: str, payload: str) -> StoredReceipt | None:
@@ -214,6 +216,20 @@ class Updates:
 
 
 _RECEIPTS = select(*(column for column in receipts.c if column.name != "digest"))
+
+
+def _keep_receipt(
+    connection: Connection, study: str, round: int, site: str, payload: str, document: bytes
+) -> None:
+    values = {
+        "study": study,
+        "round": round,
+        "site": site,
+        "payload": payload,
+        "document": document,
+        "digest": digest_of(document),
+    }
+    connection.execute(insert(receipts).values(values))
 
 
 def _of_round(study: str, round: int) -> Select[Any]:

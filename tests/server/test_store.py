@@ -149,8 +149,7 @@ def test_what_was_written_is_never_changed(asked, making, kind, table):
     asked.members.add_membership(1, b"document", making.at())
     asked.studies.add_approval(making.study, "A", b"yes", issued=making.at(), now=making.at())
     asked.studies.add_release(making.study, b"release", making.at())
-    asked.updates.add_update(making.update("A"))
-    asked.updates.add_receipt(making.study, 1, "A", "7" * 64, b"receipt")
+    asked.updates.add_update(making.update("A"), b"told")
     asked.rounds.commit_record(making.record(), ["A"])
     everything = f"SELECT * FROM {table}"  # noqa: S608 - a name from our own list
     before = ask(asked, everything).all()
@@ -171,7 +170,7 @@ def test_what_was_written_is_never_changed(asked, making, kind, table):
 
 
 def test_sweeping_keeps_what_a_row_names(asked, making):
-    asked.updates.add_update(making.update("A", payload="u"))
+    asked.updates.add_update(making.update("A", payload="u"), b"told")
     asked.rounds.commit_record(making.record(), ["A"])
     named = {making.digest(word) for word in ("x1", "u", "x2", "s2")}
     assert asked.object_digests() == named

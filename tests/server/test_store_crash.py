@@ -45,7 +45,7 @@ def live(url, folder, out):
                 payload = f"update {number} of {site}".encode() * 100  # the same in every life
                 store.updates.add_update(StoredUpdate(
                     study=S, round=number, site=site, attempt=attempt,
-                    payload=objects.put(payload), document=os.urandom(20), received=now))
+                    payload=objects.put(payload), document=os.urandom(20), received=now), b"told")
                 os.write(out, b"step\\n")
             result = objects.put(f"adapter {number}".encode() * 1000)
             state = objects.put(f"state {number}".encode() * 1000)
@@ -99,6 +99,8 @@ def chain(store, objects, making):
     for number in range(1, len(records) + 2):
         for one in store.updates.updates(making.study, number):
             assert objects.get(one.payload) == f"update {number} of {one.site}".encode() * 100
+            told = store.updates.receipt(making.study, number, one.site, one.payload)
+            assert told.document == b"told"
         attempts = [one.attempt for one in store.rounds.attempts(making.study, number)]
         assert attempts == list(range(1, len(attempts) + 1))
     assert all(objects.has(digest) for digest in store.object_digests())

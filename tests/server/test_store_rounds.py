@@ -55,8 +55,8 @@ def test_a_study_that_is_not_open_announces_nothing(opened, making, state):
 def commit_two(store, making):
     first = making.record()
     second = making.record(first.digest, round=2)
-    store.updates.add_update(making.update("A"))
-    store.updates.add_update(making.update("B"))
+    store.updates.add_update(making.update("A"), b"told")
+    store.updates.add_update(making.update("B"), b"told")
     assert store.rounds.commit_record(first, ["B"]) is True
     store.rounds.open_attempt(making.attempt(round=2))
     assert store.rounds.commit_record(second, []) is True
@@ -107,7 +107,7 @@ def test_the_first_record_names_the_study(asked, making):
 def test_a_round_that_was_not_announced_or_counts_what_is_not_kept_is_refused(asked, making):
     with pytest.raises(ProtocolError, match="attempt 2 of round 1 was not announced"):
         asked.rounds.commit_record(making.record(attempt=2), ())
-    asked.updates.add_update(making.update("A"))
+    asked.updates.add_update(making.update("A"), b"told")
     with pytest.raises(ProtocolError, match="counts an update of 'B', which is not kept"):
         asked.rounds.commit_record(making.record(), ["A", "B"])
     assert asked.rounds.last_record(making.study) is None

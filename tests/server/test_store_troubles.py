@@ -93,7 +93,7 @@ def test_a_disk_that_cannot_be_written_refuses(asked, making, kind, url):
         with asked._database.writing() as connection:
             connection.exec_driver_sql("PRAGMA query_only = ON")
         with pytest.raises(StorageError, match="is read-only: nothing was written"):
-            asked.updates.add_update(making.update())
+            asked.updates.add_update(making.update(), b"told")
         return
     with asked._database.reading() as connection:
         name = connection.exec_driver_sql("SELECT current_database()").scalar_one()
@@ -101,7 +101,7 @@ def test_a_disk_that_cannot_be_written_refuses(asked, making, kind, url):
     with Store.open(url) as again:
         assert again.studies.study(making.study) is not None
         with pytest.raises(StorageError, match="is read-only: nothing was written"):
-            again.updates.add_update(making.update())
+            again.updates.add_update(making.update(), b"told")
 
 
 def test_a_writer_that_does_not_end_keeps_others_out_for_a_while_only(url, making, monkeypatch):
@@ -157,7 +157,7 @@ def test_threads_share_a_store(asked, making):
         for step in range(10):
             update = making.update(f"site {step}", payload=f"{number}")
             try:
-                found["new" if asked.updates.add_update(update) else "known"] += 1
+                found["new" if asked.updates.add_update(update, b"told") else "known"] += 1
             except store_database.DuplicateError:
                 found["duplicate"] += 1
 
@@ -207,7 +207,8 @@ for round in range(1, 11):
     won(lambda: store.rounds.open_attempt(StoredAttempt(
         study=S, round=round, attempt=1, announcement=b"", adapter="x", opened=now, deadline=now)))
     updates += won(lambda: store.updates.add_update(StoredUpdate(
-        study=S, round=round, site="A", attempt=1, payload=me, document=b"", received=now)))
+        study=S, round=round, site="A", attempt=1, payload=me, document=b"", received=now),
+        b"told"))
     while (last := store.rounds.last_record(S)) is None or last.round < round:
         sites = [one.site for one in store.updates.updates(S, round)]
         rounds += won(lambda: store.rounds.commit_record(StoredRecord(

@@ -1,6 +1,7 @@
 """A site counts once per round whatever it sends, and nobody fills the disk."""
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -17,32 +18,32 @@ PAYLOAD = "7" * 64
 
 def test_the_same_update_again_is_a_known_one(asked, making):
     update = making.update("A", document=b"\x00first")
-    assert asked.updates.add_update(update) is True
+    assert asked.updates.add_update(update, b"told") is True
     asked.rounds.open_attempt(making.attempt(attempt=2))
     resent = replace(update, attempt=2, document=b"signed for attempt 2", received=making.at(9))
-    assert asked.updates.add_update(update) is False
-    assert asked.updates.add_update(resent) is False
+    assert asked.updates.add_update(update, b"told") is False
+    assert asked.updates.add_update(resent, b"told") is False
     assert asked.updates.updates(making.study, 1) == (update,)
 
 
 def test_a_second_payload_of_a_site_is_refused_and_the_first_stays(asked, making):
-    asked.updates.add_update(making.update("A", payload="u"))
+    asked.updates.add_update(making.update("A", payload="u"), b"told")
     asked.rounds.open_attempt(making.attempt(attempt=2))
     for attempt in (1, 2):
         with pytest.raises(DuplicateError, match=r"site 'A' sent update 0000\w+ in round 1"):
-            asked.updates.add_update(making.update("A", payload="other", attempt=attempt))
+            asked.updates.add_update(making.update("A", payload="other", attempt=attempt), b"told")
     assert asked.updates.last_update(making.study, "A") == making.update("A", payload="u")
-    assert asked.updates.add_update(making.update("B", payload="u")) is True
+    assert asked.updates.add_update(making.update("B", payload="u"), b"told") is True
 
 
 def test_an_update_for_a_committed_round_changes_nothing(asked, making):
-    asked.updates.add_update(making.update("A"))
+    asked.updates.add_update(making.update("A"), b"told")
     asked.rounds.commit_record(making.record(), ["A"])
     with pytest.raises(LateError, match="round 1 is committed, the update came too late"):
-        asked.updates.add_update(making.update("B"))
-    assert asked.updates.add_update(making.update("A")) is False
+        asked.updates.add_update(making.update("B"), b"told")
+    assert asked.updates.add_update(making.update("A"), b"told") is False
     with pytest.raises(DuplicateError):
-        asked.updates.add_update(making.update("A", payload="other"))
+        asked.updates.add_update(making.update("A", payload="other"), b"told")
     assert asked.updates.updates(making.study, 1) == (making.update("A"),)
     assert asked.updates.counted(making.study, 1) == (making.update("A"),)
 
@@ -50,14 +51,14 @@ def test_an_update_for_a_committed_round_changes_nothing(asked, making):
 @pytest.mark.parametrize("values", [{"round": 2}, {"attempt": 2}, {"study": "6" * 64}], ids=str)
 def test_an_update_that_nobody_asked_for_is_refused(asked, making, values):
     with pytest.raises(ProtocolError, match=r"attempt \d of round \d was not announced"):
-        asked.updates.add_update(making.update("A", **values))
+        asked.updates.add_update(making.update("A", **values), b"told")
     assert asked.updates.updates(making.study, 1) == ()
 
 
 def test_updates_are_sorted_by_site_as_bytes_in_any_database(asked, making):
     sites = ["北京", "b", "B", "a c", "ab", "É"]
     for site in sites:
-        asked.updates.add_update(making.update(site))
+        asked.updates.add_update(making.update(site), b"told")
     found = [one.site for one in asked.updates.updates(making.study, 1)]
     assert found == ["B", "a c", "ab", "b", "É", "北京"]
     asked.rounds.commit_record(making.record(), sites)
@@ -117,6 +118,20 @@ def test_the_last_receipt_for_a_payload_holds(asked, making):
     assert updates.receipt(making.study, 1, "A", PAYLOAD).document == b"counted"
     assert updates.receipt(making.study, 1, "A", "8" * 64).document == b"duplicate"
     assert updates.receipt(making.study, 1, "B", PAYLOAD) is None
+
+
+def test_an_update_and_what_its_site_is_told_are_kept_together(asked, making, monkeypatch):
+    """Killed between the two, a coordinator would count it and never say so."""
+    monkeypatch.setattr(store_updates, "MAX_RECEIPTS", 1)
+    updates, update = asked.updates, making.update("A")
+    updates.add_receipt(making.study, 1, "A", update.payload, b"not approved")
+    with monkeypatch.context() as patch:
+        patch.setattr(store_updates, "_keep_receipt", Mock(side_effect=RuntimeError("killed")))
+        with pytest.raises(RuntimeError, match="killed"):
+            updates.add_update(update, b"counted")
+    assert updates.updates(making.study, 1) == ()
+    updates.add_update(update, b"counted")  # above the bound, of which it takes nothing
+    assert updates.receipt(making.study, 1, "A", update.payload).document == b"counted"
 
 
 def test_a_site_that_sends_ever_other_bytes_does_not_fill_the_disk(asked, making, monkeypatch):
@@ -205,7 +220,7 @@ def outcome(store, making, study, name, values):
         if name == "add":
             r, attempt, site, payload = values
             update = making.update(site, round=r, attempt=attempt, payload=payload, study=study)
-            is_new = store.updates.add_update(update)
+            is_new = store.updates.add_update(update, b"told")
         elif name == "announce":
             is_new = store.rounds.open_attempt(making.attempt(*values, study=study))
         else:
