@@ -17,7 +17,8 @@ from torch import Tensor
 from huizhen.client.deidentify import deidentify
 from huizhen.client.examples import Examples, make_examples
 from huizhen.client.governance import SitePolicy, admit
-from huizhen.client.records import Record, read_rows
+from huizhen.client.records.record import Record
+from huizhen.client.records.rows import read_rows
 from huizhen.learning.models import make_model
 from huizhen.learning.tabular import feature_names
 from huizhen.learning.tasks import fields_read

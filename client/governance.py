@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from huizhen.client.records import Record
+from huizhen.client.records.record import Record
 from huizhen.protocol.errors import GovernanceError
 
 

@@ -34,7 +34,8 @@ from typing import IO, TYPE_CHECKING, Literal
 
 from huizhen.client.frames import Frame, Start, read_frame, write_frame
 from huizhen.client.governance import admit
-from huizhen.client.records import Record, read_lines, to_record
+from huizhen.client.records.record import Record
+from huizhen.client.records.rows import read_lines, to_record
 from huizhen.client.trainer import Code, Trainer, TrainerError
 from huizhen.learning.bases import Base, cache_folder, resolve
 from huizhen.learning.catalogue import entry

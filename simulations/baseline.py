@@ -15,7 +15,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
-from huizhen.client.records import Record
+from huizhen.client.records.record import Record
 from huizhen.learning.template import nearest
 from huizhen.protocol.errors import ConfigError, GovernanceError
 from huizhen.simulations.experiment import SimulationTerms

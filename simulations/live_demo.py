@@ -16,7 +16,7 @@ from typing import Any
 
 from huizhen.client.governance import SitePolicy, admit
 from huizhen.client.local_trainer import LocalTrainer
-from huizhen.client.records import read_lines, to_record
+from huizhen.client.records.rows import read_lines, to_record
 from huizhen.client.site import Site
 from huizhen.client.site_examples import site_examples
 from huizhen.learning.bases import default_home, resolve

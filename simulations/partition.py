@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from huizhen.client.records import Record, read_rows, to_record
+from huizhen.client.records.record import Record
+from huizhen.client.records.rows import read_rows, to_record
 from huizhen.learning.tasks import name_of
 from huizhen.learning.template import nearest
 from huizhen.protocol.errors import ConfigError, GovernanceError

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from huizhen.client.deidentify import deidentify
 from huizhen.client.examples import make_examples, make_held_out
 from huizhen.client.governance import SitePolicy, admit
-from huizhen.client.records import Record
+from huizhen.client.records.record import Record
 from huizhen.learning.bases import resolve
 from huizhen.learning.model import AdaptedModel
 from huizhen.learning.tasks import fields_read

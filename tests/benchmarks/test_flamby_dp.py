@@ -21,7 +21,7 @@ from huizhen.benchmarks.flamby_data import (
     read_centres,
     write_records,
 )
-from huizhen.client.records import read_rows
+from huizhen.client.records.rows import read_rows
 from huizhen.simulations.experiment import load_experiment
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"

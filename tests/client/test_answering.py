@@ -29,7 +29,7 @@ from huizhen.client import answering, training_site
 from huizhen.client.answering import Answer
 from huizhen.client.frames import Start
 from huizhen.client.governance import admit
-from huizhen.client.records import Record
+from huizhen.client.records.record import Record
 from huizhen.client.trainer import Code, TrainerError
 from huizhen.client.worker_trainer import WorkerTrainer
 from huizhen.protocol.documents import claimed, public_of, sign

@@ -4,7 +4,7 @@ import pytest
 
 from huizhen.client.deidentify import deidentify
 from huizhen.client.governance import SitePolicy, admit
-from huizhen.client.records import Record
+from huizhen.client.records.record import Record
 from huizhen.protocol.errors import GovernanceError
 
 

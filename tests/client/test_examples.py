@@ -6,7 +6,7 @@ from huizhen.client.deidentify import deidentify
 from huizhen.client.evaluation import classify
 from huizhen.client.examples import make_examples, pooled
 from huizhen.client.governance import SitePolicy, admit
-from huizhen.client.records import Record
+from huizhen.client.records.record import Record
 from huizhen.learning.models import make_model
 from huizhen.learning.tasks import fields_read
 from huizhen.protocol.study import parse_study

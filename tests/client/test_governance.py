@@ -3,7 +3,7 @@
 import pytest
 
 from huizhen.client.governance import SitePolicy, admit
-from huizhen.client.records import Record
+from huizhen.client.records.record import Record
 from huizhen.protocol.errors import GovernanceError
 
 

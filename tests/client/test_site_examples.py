@@ -5,7 +5,7 @@ import json
 import pytest
 
 from huizhen.client.governance import SitePolicy, admit
-from huizhen.client.records import read_lines, read_rows, to_record
+from huizhen.client.records.rows import read_lines, read_rows, to_record
 from huizhen.client.site_examples import site_examples
 from huizhen.protocol.errors import ConfigError, GovernanceError
 

@@ -23,7 +23,7 @@ from huizhen.client.frames import CohortRecords, Start
 from huizhen.client.governance import SitePolicy, admit
 from huizhen.client.ledger import Ledger
 from huizhen.client.local_trainer import LocalTrainer
-from huizhen.client.records import read_lines, to_record
+from huizhen.client.records.rows import read_lines, to_record
 from huizhen.client.sandbox import LEVELS, probe
 from huizhen.client.site import Site
 from huizhen.client.site_examples import site_examples

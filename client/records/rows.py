@@ -11,27 +11,13 @@ import io
 import json
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huizhen.client.records.record import MAX_ENTRY_BYTES, Record, patient_of
 from huizhen.protocol.errors import ConfigError, GovernanceError
 
-MAX_LINE_BYTES = 16 << 20
 SUFFIXES = (".jsonl", ".csv", ".jsonl.gz", ".csv.gz")
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One entry of a hospital's export; its content never shows in logs or errors."""
-
-    patient: str
-    fields: Mapping[str, Any]
-    place: str
-    # file and line
-
-    def __repr__(self) -> str:
-        return f"Record(<masked>, {self.place})"
 
 
 def read_rows(path: Path, *, encoding: str = "utf-8") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -84,20 +70,10 @@ def read_lines(data: bytes, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def to_record(fields: Mapping[str, Any], patient_field: str, place: str) -> Record:
     """Return the record of an entry.
 
-    A whole number is one id however it is written, 7 or 7.0: a column with gaps makes 7.0 of 7.
-
     Raises:
         GovernanceError: the entry has no patient id, without which no patient can be protected.
     """
-    patient = fields.get(patient_field)
-    if isinstance(patient, float) and patient.is_integer():
-        patient = int(patient)
-    if not isinstance(patient, str | int) or isinstance(patient, bool) or not str(patient).strip():
-        raise GovernanceError(
-            f"{place}: record has no patient id in {patient_field!r}, every record needs one: "
-            "fill it, or name the right field"
-        )
-    return Record(str(patient).strip(), fields, place)
+    return Record(patient_of(fields.get(patient_field), patient_field, place), fields, place)
 
 
 def _decode(stream: Any, path: Path, encoding: str) -> Iterator[str]:
@@ -109,11 +85,11 @@ def _decode(stream: Any, path: Path, encoding: str) -> Iterator[str]:
         if codec.startswith(("utf-16", "utf-32")):  # where the byte of a line's end means more
             wide = io.TextIOWrapper(stream, encoding=codec, newline="\n")
         source: Any = wide or stream
-        while line := source.readline(MAX_LINE_BYTES + 1):
+        while line := source.readline(MAX_ENTRY_BYTES + 1):
             number += 1
-            if len(line) > MAX_LINE_BYTES:
+            if len(line) > MAX_ENTRY_BYTES:
                 raise GovernanceError(
-                    f"{path.name}:{number}: line has over {MAX_LINE_BYTES} bytes: split it"
+                    f"{path.name}:{number}: line has over {MAX_ENTRY_BYTES} bytes: split it"
                 )
             text: str = line if wide else line.decode(codec)
             yield text.removeprefix("\ufeff") if number == 1 else text

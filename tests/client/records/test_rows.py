@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from huizhen.client.records import MAX_LINE_BYTES, Record, read_rows, to_record
+from huizhen.client.records.record import MAX_ENTRY_BYTES, Record
+from huizhen.client.records.rows import read_rows, to_record
 from huizhen.protocol.errors import ConfigError, GovernanceError, HuizhenError
 
 ENTRIES = [
@@ -208,7 +209,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 
 def test_an_endless_line_is_refused_before_it_fills_memory(write):
     with pytest.raises(GovernanceError, match=r"a\.jsonl:1: line has over"):
-        read(write("a.jsonl", b" " * (MAX_LINE_BYTES + 2)))
+        read(write("a.jsonl", b" " * (MAX_ENTRY_BYTES + 2)))
 
 
 @pytest.mark.parametrize("value", [None, "", "  ", [], ["SECRET"], {"SECRET": 1}, True, 7.5])
