@@ -18,7 +18,7 @@ from huizhen.client.deidentify import deidentify
 from huizhen.client.examples import Examples, make_examples
 from huizhen.client.governance import SitePolicy, admit
 from huizhen.client.records.record import Record
-from huizhen.client.records.rows import read_rows
+from huizhen.client.records.rows import read_rows, whole
 from huizhen.learning.models import make_model
 from huizhen.learning.tabular import feature_names
 from huizhen.learning.tasks import fields_read
@@ -61,7 +61,7 @@ def read_centres(data: Path, study: Study, scaling: str) -> dict[str, Centre]:
         ConfigError: the file is not there.
     """
     parts: dict[str, dict[str, list[Record]]] = {}
-    for i, (place, fields) in enumerate(read_rows(data / SOURCE), 1):
+    for i, (place, fields) in enumerate(whole(read_rows(data / SOURCE)), 1):
         part = parts.setdefault(fields["center"], {"train": [], "test": []})[fields["split"]]
         part.append(Record(str(i), fields, place))
     centres = {}
@@ -83,7 +83,7 @@ def read_pooled(data: Path, study: Study) -> Examples:
     """
     records = [
         Record(str(i), fields, place)
-        for i, (place, fields) in enumerate(read_rows(data / SOURCE), 1)
+        for i, (place, fields) in enumerate(whole(read_rows(data / SOURCE)), 1)
         if fields["split"] == "train"
     ]
     raw = _raw(records, study)
@@ -101,7 +101,7 @@ def read_regions(data: Path, study: Study) -> dict[str, Centre]:
         ConfigError: the file is not there.
     """
     parts: dict[str, dict[str, list[Record]]] = {}
-    for place, fields in read_rows(data / REGIONS):
+    for place, fields in whole(read_rows(data / REGIONS)):
         part = parts.setdefault(fields["center"], {"train": [], "test": []})[fields["split"]]
         part.append(Record(fields["pid"], fields, place))
     return {
@@ -119,7 +119,7 @@ def _unscaled(records: Sequence[Record], study: Study) -> Examples:
 def published(data: Path, delta: float) -> dict[float, list[float]]:
     """Return FLamby's accuracies at a δ, one a seed, by nominal ε; infinity is no DP."""
     found: dict[float, list[float]] = {}
-    for _, row in read_rows(data / PUBLISHED):
+    for _, row in whole(read_rows(data / PUBLISHED)):
         if not row["e"] or float(row["d"]) == delta:
             found.setdefault(float(row["e"] or math.inf), []).append(float(row["perf"]))
     return found
@@ -131,7 +131,7 @@ def write_records(data: Path, path: Path) -> None:
     Raises:
         ConfigError: the source is not there.
     """
-    rows = [{"id": i, **fields} for i, (_, fields) in enumerate(read_rows(data / SOURCE), 1)]
+    rows = [{"id": i, **fields} for i, (_, fields) in enumerate(whole(read_rows(data / SOURCE)), 1)]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))

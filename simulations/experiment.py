@@ -71,7 +71,8 @@ class SimulationTerms:
 
     data: str
     # JSONL or CSV, .gz too; relative to the working directory
-    encoding: str = "utf-8"
+    encoding: str = "auto"
+    # of the text: one of Python's names, or auto: UTF-8, UTF-16 or GB18030, whichever it is
     site: str | BinTerms | None = None
     # the field that names the site, or a number whose ranges are the sites
     partition: PartitionTerms | None = None

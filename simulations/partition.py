@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from huizhen.client.records.record import Record
-from huizhen.client.records.rows import read_rows, to_record
+from huizhen.client.records.rows import read_rows, to_record, whole
 from huizhen.learning.tasks import name_of
 from huizhen.learning.template import nearest
 from huizhen.protocol.errors import ConfigError, GovernanceError
@@ -50,7 +50,7 @@ def read_sites(terms: SimulationTerms, label: str | None) -> dict[str, SiteRecor
     path = Path(terms.data)
     records = [
         to_record(fields, terms.patient, place)
-        for place, fields in read_rows(path, encoding=terms.encoding)
+        for place, fields in whole(read_rows(path, encoding=terms.encoding))
     ]
     if not records:
         raise ConfigError(f"{terms.data!r} holds no records, expected at least one a site")

@@ -1,46 +1,50 @@
-"""Records as a hospital exports them: JSONL or CSV, plain or gzipped, one record a line.
+"""Tables of text: JSONL, CSV and TSV, plain or gzipped, as rows of named values.
 
-Every error names the file and the line and never shows what the record says.
+Every error names the file and the line and never shows what the row says.
 """
 
-import codecs
-import contextlib
 import csv
 import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from huizhen.client.records.record import MAX_ENTRY_BYTES, Record, patient_of
+import orjson
+
+from huizhen.client.records.record import MAX_ENTRY_BYTES, Record, Unreadable, patient_of
+from huizhen.client.records.text import AUTO, Lines
 from huizhen.protocol.errors import ConfigError, GovernanceError
 
-SUFFIXES = (".jsonl", ".csv", ".jsonl.gz", ".csv.gz")
+Row = tuple[str, dict[str, Any]]
+# the place, file and line, and the fields
+KINDS = ("jsonl", "csv", "tsv")
+SUFFIXES = tuple(f".{kind}{zipped}" for zipped in ("", ".gz") for kind in KINDS)
+csv.field_size_limit(MAX_ENTRY_BYTES)  # of the process; nobody else here reads CSV
 
 
-def read_rows(path: Path, *, encoding: str = "utf-8") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the place (file and line) and the fields of each entry.
+def read_rows(path: Path, *, encoding: str = AUTO) -> Iterator[Row | Unreadable]:
+    """Yield the rows of a file.
 
     Args:
-        path: a ``.jsonl`` or ``.csv`` file, perhaps with ``.gz`` after it.
-        encoding: of the text; a byte order mark is dropped.
+        path: a file that ends in one of ``SUFFIXES``.
+        encoding: of the text, or ``auto``; a byte order mark is dropped.
 
     Raises:
         ConfigError: the file is missing, of another kind, or in another encoding.
-        GovernanceError: a line is not a record.
+        GovernanceError: what follows cannot be read either.
     """
     name = path.name.lower()
     if not name.endswith(SUFFIXES):
         raise ConfigError(
             f"data is {str(path)!r}, expected a file that ends in {', '.join(SUFFIXES)}"
         )
+    kind = name.removesuffix(".gz").rpartition(".")[2]
     try:
         with path.open("rb") as raw, gzip.open(raw) if name.endswith(".gz") else raw as stream:
-            text = _decode(stream, path, encoding)
-            is_csv = name.removesuffix(".gz").endswith(".csv")
-            yield from _csv_rows(text, path) if is_csv else _json_rows(text, path)
+            yield from rows_of(stream, path.name, kind, encoding=encoding)  # type: ignore[arg-type]  # GzipFile is one
     except gzip.BadGzipFile as error:
         raise ConfigError(
             f"{path.name} ends in .gz but is not gzip: unpack or rename it"
@@ -52,8 +56,24 @@ def read_rows(path: Path, *, encoding: str = "utf-8") -> Iterator[tuple[str, dic
         raise ConfigError(f"cannot read {str(path)!r}: {reason}") from error
 
 
-def read_lines(data: bytes, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the place and the fields of each entry of an export that is in memory.
+def rows_of(
+    stream: BinaryIO, name: str, kind: str, *, encoding: str = AUTO
+) -> Iterator[Row | Unreadable]:
+    """Yield the rows of an open stream; ``kind`` is one of ``KINDS``.
+
+    Raises:
+        ConfigError: it is in another encoding, or a column has two names.
+        GovernanceError: what follows cannot be read either.
+        OSError: the stream cannot be read.
+    """
+    lines = Lines(stream, name, encoding)
+    if kind == "jsonl":
+        return _json_rows(lines, name)
+    return _separated_rows(lines, name, "," if kind == "csv" else "\t")
+
+
+def read_lines(data: bytes, name: str) -> Iterator[Row]:
+    """Yield the rows of JSON lines in memory, which this program has written.
 
     Args:
         data: JSON, one entry a line, in UTF-8.
@@ -63,78 +83,82 @@ def read_lines(data: bytes, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         ConfigError: the bytes are not UTF-8.
         GovernanceError: a line is not a record.
     """
-    path = Path(name)
-    yield from _json_rows(_decode(io.BytesIO(data), path, "utf-8"), path)
+    return whole(rows_of(io.BytesIO(data), name, "jsonl", encoding="utf-8"))
+
+
+def whole(rows: Iterable[Row | Unreadable]) -> Iterator[Row]:
+    """Yield rows and refuse what could not be read, for those who have no rule for it.
+
+    Raises:
+        GovernanceError: a row could not be read.
+    """
+    for row in rows:
+        if isinstance(row, Unreadable):
+            raise GovernanceError(f"{row.place}: {row.problem}")
+        yield row
 
 
 def to_record(fields: Mapping[str, Any], patient_field: str, place: str) -> Record:
-    """Return the record of an entry.
+    """Return the record of a row.
 
     Raises:
-        GovernanceError: the entry has no patient id, without which no patient can be protected.
+        GovernanceError: the row has no patient id, without which no patient can be protected.
     """
     return Record(patient_of(fields.get(patient_field), patient_field, place), fields, place)
 
 
-def _decode(stream: Any, path: Path, encoding: str) -> Iterator[str]:
-    """Yield the lines as text, refusing what is not in the declared encoding."""
-    number, wide = 0, None
-    line: Any = b""
-    try:
-        codec = codecs.lookup(encoding).name
-        if codec.startswith(("utf-16", "utf-32")):  # where the byte of a line's end means more
-            wide = io.TextIOWrapper(stream, encoding=codec, newline="\n")
-        source: Any = wide or stream
-        while line := source.readline(MAX_ENTRY_BYTES + 1):
-            number += 1
-            if len(line) > MAX_ENTRY_BYTES:
-                raise GovernanceError(
-                    f"{path.name}:{number}: line has over {MAX_ENTRY_BYTES} bytes: split it"
-                )
-            text: str = line if wide else line.decode(codec)
-            yield text.removeprefix("\ufeff") if number == 1 else text
-    except UnicodeError as error:
-        if wide:
-            number, line = number + 1, b""
-        raise ConfigError(_wrong_encoding(line, path, number, encoding)) from error
-    except (LookupError, ValueError) as error:
-        raise ConfigError(f"encoding is {encoding!r}, expected a name such as 'gb18030'") from error
-    finally:
-        if wide:
-            with contextlib.suppress(ValueError):  # a reader that stopped early closed the file
-                wide.detach()
-
-
-def _wrong_encoding(line: bytes, path: Path, number: int, encoding: str) -> str:
-    marked = line.startswith((b"\xff\xfe", b"\xfe\xff"))
-    for guess in ("utf-16",) if marked else ("gb18030", "utf-16") if line else ():
-        try:
-            line[: len(line) & ~1 if guess == "utf-16" else None].decode(guess)
-        except UnicodeDecodeError:
-            continue
-        return (
-            f"{path.name}:{number}: line is not {encoding}, it looks like {guess}: "
-            f'set encoding = "{guess}"'
-        )
-    return f"{path.name}:{number}: line is not {encoding}: set encoding to the file's own"
-
-
-def _json_rows(lines: Iterator[str], path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_rows(lines: Iterable[str], name: str) -> Iterator[Row | Unreadable]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        place = f"{path.name}:{number}"
+        place = f"{name}:{number}"
+        fields = _quick(line)
+        if fields is not None:
+            yield place, fields
+            continue
         try:
-            fields = json.loads(line, parse_constant=_no_number, object_pairs_hook=_once)
-        except _TwiceError as error:
-            raise GovernanceError(f"{place}: line has a field twice: mend the export") from error
-        except (ValueError, RecursionError) as error:
-            raise GovernanceError(f"{place}: line is not JSON: mend the export") from error
-        if not isinstance(fields, dict):
-            raise GovernanceError(f"{place}: line is not a JSON object, expected one a line")
-        if "\\ud" in line.lower() and not _is_unicode(fields):
-            raise GovernanceError(f"{place}: line holds half of a surrogate pair: mend the export")
-        yield place, fields
+            yield place, _careful(line)
+        except ValueError as error:
+            yield Unreadable(place, str(error))
+
+
+def _quick(line: str) -> dict[str, Any] | None:
+    """Return a line's fields if it is plain JSON, None where a closer look is due.
+
+    ``orjson`` keeps the last of two fields of one name, and makes a float of a long number.
+    """
+    try:
+        fields = orjson.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(fields, dict) or " :" in line or "\t:" in line or "\r:" in line:
+        return None
+    seen = len(fields)
+    for value in fields.values():
+        if isinstance(value, list | dict | float):
+            if isinstance(value, float) and abs(value) < 2**53:
+                continue
+            return None
+    return fields if line.count('":') == seen else None
+
+
+def _careful(line: str) -> dict[str, Any]:
+    """Return a line's fields.
+
+    Raises:
+        ValueError: it is no record; the message says why, and does not show it.
+    """
+    try:
+        fields = json.loads(line, parse_constant=_no_number, object_pairs_hook=_once)
+    except _TwiceError as error:
+        raise ValueError("line has a field twice: mend the export") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError("line is not JSON: mend the export") from error
+    if not isinstance(fields, dict):
+        raise ValueError("line is not a JSON object, expected one a line")
+    if "\\ud" in line.lower() and not _is_unicode(fields):
+        raise ValueError("line holds half of a surrogate pair: mend the export")
+    return fields
 
 
 class _TwiceError(ValueError):
@@ -161,19 +185,22 @@ def _is_unicode(value: Any) -> bool:
     return True
 
 
-def _csv_rows(lines: Iterator[str], path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.DictReader(lines, strict=True)
+def _separated_rows(lines: Iterable[str], name: str, separator: str) -> Iterator[Row | Unreadable]:
+    reader = csv.reader(lines, delimiter=separator, strict=True)
     try:
-        header = reader.fieldnames or []
+        header = next(reader, [])
         if len(set(header)) < len(header):
-            raise ConfigError(f"{path.name}: header has a column twice: rename one")
-        for fields in reader:
-            place = f"{path.name}:{reader.line_num}"
-            if None in fields or None in fields.values():
-                raise GovernanceError(
-                    f"{place}: row has another number of columns than the header: mend the export"
+            raise ConfigError(f"{name}: header has a column twice: rename one")
+        for values in reader:
+            if not values:
+                continue
+            place = f"{name}:{reader.line_num}"
+            if len(values) == len(header):
+                yield place, dict(zip(header, values, strict=True))
+            else:
+                yield Unreadable(
+                    place,
+                    f"row has {len(values)} columns, the header {len(header)}: mend the export",
                 )
-            yield place, dict(fields)
     except csv.Error as error:
-        line = reader.reader.line_num  # the outer count stays at the last whole row
-        raise GovernanceError(f"{path.name}:{line}: {error}: mend the export") from error
+        raise GovernanceError(f"{name}:{reader.line_num}: {error}: mend the export") from error

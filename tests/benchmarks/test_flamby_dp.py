@@ -21,7 +21,7 @@ from huizhen.benchmarks.flamby_data import (
     read_centres,
     write_records,
 )
-from huizhen.client.records.rows import read_rows
+from huizhen.client.records.rows import read_rows, whole
 from huizhen.simulations.experiment import load_experiment
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -158,8 +158,8 @@ def test_standardising_takes_the_training_rows_alone(made_up, study):
 def test_records_are_written_with_an_id_each(made_up, tmp_path):
     path = tmp_path / "runs" / "heart.csv"
     write_records(made_up, path)
-    rows = [fields for _, fields in read_rows(path)]
-    source = [fields for _, fields in read_rows(made_up / SOURCE)]
+    rows = [fields for _, fields in whole(read_rows(path))]
+    source = [fields for _, fields in whole(read_rows(made_up / SOURCE))]
     assert [row.pop("id") for row in rows] == [str(i) for i in range(1, 24)]
     assert rows == source
 
