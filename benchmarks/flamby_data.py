@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from huizhen.client.deidentify import deidentify
 from huizhen.client.examples import Examples, make_examples
 from huizhen.client.governance import SitePolicy, admit
 from huizhen.client.records.record import Record
 from huizhen.client.records.rows import read_rows, whole
+from huizhen.client.selection import select
 from huizhen.learning.models import make_model
 from huizhen.learning.tabular import feature_names
 from huizhen.learning.tasks import fields_read
@@ -140,7 +140,7 @@ def write_records(data: Path, path: Path) -> None:
 
 
 def _examples(records: Sequence[Record], study: Study) -> Examples:
-    clean = deidentify(admit(records, SitePolicy(site="centre")), fields_read(study.task))
+    clean = select(admit(records, SitePolicy(site="centre")), fields_read(study.task))
     model = make_model(study, None)
     return make_examples(clean, model.encoder(), model)
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from huizhen.client.deidentify import CleanRecord, Deidentified
+from huizhen.client.selection import Selected, SelectedRecord
 from huizhen.learning.model import pad
 from huizhen.learning.tasks import UNSEEN, Encoder
 from huizhen.learning.trainable import Batch, Model
@@ -70,7 +70,7 @@ class Examples:
         )
 
 
-def make_examples(data: Deidentified, encoder: Encoder, model: Model) -> Examples:
+def make_examples(data: Selected, encoder: Encoder, model: Model) -> Examples:
     """Return the records to train on as the model reads them, its frozen layers' outputs with them.
 
     Raises:
@@ -80,7 +80,7 @@ def make_examples(data: Deidentified, encoder: Encoder, model: Model) -> Example
     return _read(data.records, encoder, model)
 
 
-def make_held_out(data: Deidentified, encoder: Encoder, model: Model) -> Examples:
+def make_held_out(data: Selected, encoder: Encoder, model: Model) -> Examples:
     """Return the held-out records in the same way; they share no batch with those to train on.
 
     Raises:
@@ -90,7 +90,7 @@ def make_held_out(data: Deidentified, encoder: Encoder, model: Model) -> Example
     return _read(data.held_out, encoder, model)
 
 
-def _read(records: Sequence[CleanRecord], encoder: Encoder, model: Model) -> Examples:
+def _read(records: Sequence[SelectedRecord], encoder: Encoder, model: Model) -> Examples:
     encoded = [encoder.encode(record.fields, record.place) for record in records]
     ids = tuple(torch.from_numpy(one.ids) for one in encoded)
     return Examples(

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from huizhen.client.deidentify import deidentify
 from huizhen.client.examples import Examples, make_examples, make_held_out
 from huizhen.client.governance import Admitted
+from huizhen.client.selection import select
 from huizhen.learning.tasks import Encoder, fields_read
 from huizhen.learning.trainable import Model
 from huizhen.protocol.errors import GovernanceError
@@ -36,7 +36,7 @@ def site_examples(admitted: Admitted, encoder: Encoder, model: Model) -> SiteExa
         ConfigError: a record lacks a field of the task.
     """
     policy = admitted.policy
-    clean = deidentify(admitted, fields_read(model.study.task))
+    clean = select(admitted, fields_read(model.study.task))
     read = make_examples(clean, encoder, model)
     held_out = make_held_out(clean, encoder, model)
     train = read.with_known_labels()

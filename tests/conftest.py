@@ -10,10 +10,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from huizhen.client.deidentify import deidentify
 from huizhen.client.examples import make_examples, make_held_out
 from huizhen.client.governance import SitePolicy, admit
 from huizhen.client.records.record import Record
+from huizhen.client.selection import select
 from huizhen.learning.bases import resolve
 from huizhen.learning.model import AdaptedModel
 from huizhen.learning.tasks import fields_read
@@ -123,7 +123,7 @@ def make_parts():
         ]
         policy = SitePolicy(site="A", minimum_patients=1)
         admitted = admit(records[: len(rows)], policy, held_out=records[len(rows) :])
-        clean = deidentify(admitted, fields_read(model.study.task))
+        clean = select(admitted, fields_read(model.study.task))
         encoder = model.encoder()
         return make_examples(clean, encoder, model), make_held_out(clean, encoder, model)
 

@@ -104,6 +104,8 @@ class Record:
     # a time
     death: str = ""
     # a time
+    age: float | None = None
+    # in years at the time of the record, where the source gives it
     identifiers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     # what names the patient, to be found in texts and removed: "name", "id", "phone", "mrn",
     # "insurance", "address", "email", "relative", "employer"; it goes no further than that

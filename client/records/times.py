@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 _ISO = re.compile(
     r"(?P<year>\d{4})(?:[-/.](?P<month>\d{1,2})(?:[-/.](?P<day>\d{1,2})"
     r"(?:[T ]\s*(?P<hour>\d{1,2}):(?P<minute>\d{2})(?::(?P<second>\d{2})(?:[.,]\d+)?)?"
-    r"\s*(?P<zone>Z|[+-]\d{2}:?\d{2})?)?)?)?"
+    r"\s*(?P<zone>Z|[+-]\d{2}(?::?\d{2})?)?)?)?)?"
 )
 _DIGITS = re.compile(
     r"(?P<year>\d{4})(?:(?P<month>\d{2})(?:(?P<day>\d{2})"
@@ -84,7 +84,7 @@ def _written(found: re.Match[str]) -> str:
     if not found["hour"]:
         return f"{year:04d}-{month:02d}-{day:02d}"
     zone = (found.groupdict().get("zone") or "").replace(":", "")
-    offset = "+00:00" if zone == "Z" else f"{zone[:3]}:{zone[3:]}" if zone else ""
+    offset = "+00:00" if zone == "Z" else f"{zone[:3]}:{zone[3:] or '00'}" if zone else ""
     if offset and (int(offset[1:3]) > 14 or int(offset[4:]) > 59):
         raise ValueError("has an offset that does not exist")
     return f"{year:04d}-{month:02d}-{day:02d}T{hour:02d}:{minute:02d}:{second:02d}{offset}"

@@ -2,11 +2,11 @@
 
 import pytest
 
-from huizhen.client.deidentify import deidentify
 from huizhen.client.evaluation import classify
 from huizhen.client.examples import make_examples, pooled
 from huizhen.client.governance import SitePolicy, admit
 from huizhen.client.records.record import Record
+from huizhen.client.selection import select
 from huizhen.learning.models import make_model
 from huizhen.learning.tasks import fields_read
 from huizhen.protocol.study import parse_study
@@ -67,7 +67,7 @@ def tabular_site(make_site):
         for i, (age, sex, sick) in enumerate(rows)
     ]
     admitted = admit(records, SitePolicy(site="A"))
-    clean = deidentify(admitted, fields_read(model.study.task))
+    clean = select(admitted, fields_read(model.study.task))
     return model, make_examples(clean, model.encoder(), model)
 
 

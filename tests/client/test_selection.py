@@ -2,9 +2,9 @@
 
 import pytest
 
-from huizhen.client.deidentify import deidentify
 from huizhen.client.governance import SitePolicy, admit
 from huizhen.client.records.record import Record
+from huizhen.client.selection import select
 from huizhen.protocol.errors import GovernanceError
 
 
@@ -14,7 +14,7 @@ def clean(wanted=("text",), **policy):
         Record("SECRET-a", {"text": "two", "id": "SECRET-a"}, "a:2"),
         Record("SECRET-b", {"id": "SECRET-b"}, "a:3"),
     ]
-    return deidentify(admit(records, SitePolicy(site="A", **policy)), wanted)
+    return select(admit(records, SitePolicy(site="A", **policy)), wanted)
 
 
 def test_only_allowed_fields_survive():
@@ -49,13 +49,13 @@ def test_a_task_that_reads_more_than_the_policy_lets_it_is_refused(policy, wante
 def test_nothing_of_a_record_shows():
     found = clean(("text", "phone"))
     assert "SECRET" not in repr(found)
-    assert str(found.records[0]) == "CleanRecord(<masked>, a:1)"
+    assert str(found.records[0]) == "SelectedRecord(<masked>, a:1)"
 
 
 def test_held_out_patients_are_numbered_in_one_go_with_those_to_train_on():
     train = [Record("b", {"text": "one"}, "a:1"), Record("a", {"text": "two"}, "a:2")]
     held_out = [Record("c", {"text": "x"}, "a:3"), Record("a", {"text": "y", "phone": 1}, "a:4")]
-    found = deidentify(admit(train, SitePolicy(site="A"), held_out=held_out), ("text",))
+    found = select(admit(train, SitePolicy(site="A"), held_out=held_out), ("text",))
     assert [record.patient for record in found.records] == [0, 1]
     assert [record.patient for record in found.held_out] == [2, 1]
     assert found.fields_dropped == ("phone",)

@@ -1,0 +1,183 @@
+"""A hospital's whole export: every file and query that its ``data.toml`` names, in one order.
+
+The order is that of ``[[sources]]``, and within a pattern that of the files' names, so the same
+export gives the same records in the same order.
+"""
+
+import gzip
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from huizhen.client.records.mapping import map_rows
+from huizhen.client.records.record import Entry
+from huizhen.client.records.rows import rows_of
+from huizhen.client.records.tables import read_excel, read_parquet
+from huizhen.client.records.terms import Format, SourceTerms, format_of
+from huizhen.client.records.text import AUTO
+from huizhen.protocol.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file, folder or query."""
+
+    terms: SourceTerms
+    name: str
+    # in places and errors
+    path: Path | None
+    # None: a database
+    format: Format
+    bytes: int
+    # 0 for a database
+
+
+def parts(sources: Sequence[SourceTerms], folder: Path) -> list[Part]:
+    """Return what is to be read, in order; two files of one name get their folders' names too.
+
+    Args:
+        sources: of a ``data.toml``.
+        folder: which that lies in.
+
+    Raises:
+        ConfigError: a file is missing, or nothing says its format.
+    """
+    found: list[tuple[SourceTerms, Path | None]] = []
+    for terms in sources:
+        if terms.path is None:
+            found.append((terms, None))
+        else:
+            found += [(terms, path) for path in _files(terms.path, folder)]
+    names = [path.name for _, path in found if path is not None]
+    made = []
+    for number, (terms, path) in enumerate(found, 1):
+        if path is None:
+            made.append(Part(terms, f"query {number}", None, terms.format or "sql", 0))
+            continue
+        name = path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}"
+        kind = format_of(terms, path)
+        if path.is_dir() != (kind == "omop"):
+            raise ConfigError(
+                f"{str(path)!r} is {'a folder' if path.is_dir() else 'a file'}, format {kind!r} "
+                f"needs {'a folder' if kind == 'omop' else 'a file'}: mend the path"
+            )
+        made.append(Part(terms, name, path, kind, _size(path)))
+    return made
+
+
+def read_part(part: Part, folder: Path) -> Iterator[Entry]:
+    """Yield the entries of a part.
+
+    Args:
+        part: of ``parts``.
+        folder: which ``data.toml`` lies in.
+
+    Raises:
+        ConfigError: it cannot be opened, or is not what the source says.
+        GovernanceError: what follows cannot be read either.
+    """
+    if part.format == "omop":
+        return _omop(part, folder)
+    if part.path is None:
+        return _query(part, folder)
+    if part.format == "parquet":
+        return map_rows(read_parquet(part.path), part.terms, part.name, is_uniform=True)
+    return _opened(part, part.path)
+
+
+def _opened(part: Part, path: Path) -> Iterator[Entry]:
+    try:
+        with path.open("rb") as raw:
+            if not path.name.lower().endswith(".gz"):
+                yield from _stream(part, raw)
+                return
+            with gzip.open(raw) as stream:
+                yield from _stream(part, cast(BinaryIO, stream))
+    except gzip.BadGzipFile as error:
+        raise ConfigError(f"{part.name} ends in .gz but is not gzip: rename it") from error
+    except (EOFError, zlib.error) as error:
+        raise ConfigError(f"{part.name} is cut short or damaged: copy it again") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+
+
+def _stream(part: Part, stream: BinaryIO) -> Iterator[Entry]:
+    terms, name = part.terms, part.name
+    match part.format:
+        case "csv" | "tsv" | "jsonl":
+            rows = rows_of(stream, name, part.format, encoding=terms.encoding)
+            yield from map_rows(rows, terms, name, is_uniform=part.format != "jsonl")
+        case "excel":
+            cells = read_excel(stream, name, sheet=terms.sheet)
+            yield from map_rows(cells, terms, name, is_uniform=True)
+        case "fhir":
+            from huizhen.client.records.fhir import read_fhir
+
+            yield from read_fhir(stream, name)
+        case "hl7v2":
+            from huizhen.client.records.hl7v2 import read_hl7v2
+
+            encoding = "utf-8" if terms.encoding == AUTO else terms.encoding
+            yield from read_hl7v2(stream, name, encoding=encoding)
+        case "phenopackets":
+            from huizhen.client.records.phenopackets import read_phenopackets
+
+            yield from read_phenopackets(stream, name)
+        case "cda":
+            from huizhen.client.records.cda import read_cda
+
+            yield from read_cda(stream, name, patient_root=terms.patient_root or "")
+        case "dicom":
+            from huizhen.client.records.dicom import read_dicom
+
+            charset = "" if terms.encoding == AUTO else terms.encoding
+            yield from read_dicom(stream, name, charset=charset)
+        case _:
+            raise ConfigError(f"{name} is a file, format {part.format!r} is read otherwise")
+
+
+def _query(part: Part, folder: Path) -> Iterator[Entry]:
+    from huizhen.client.records.sql import read_sql
+
+    terms = part.terms
+    password = None if terms.password_file is None else folder / terms.password_file
+    rows = read_sql(terms.url or "", terms.query or "", name=part.name, password_file=password)
+    with closing(rows):  # type: ignore[type-var]  # a generator
+        yield from map_rows(rows, terms, part.name, is_uniform=True)
+
+
+def _omop(part: Part, folder: Path) -> Iterator[Entry]:
+    from huizhen.client.records.omop import read_omop
+
+    terms = part.terms
+    return read_omop(
+        part.path or terms.url or "",
+        name=part.name,
+        schema=terms.schema or "",
+        password_file=None if terms.password_file is None else folder / terms.password_file,
+        encoding="utf-8" if terms.encoding == AUTO else terms.encoding,
+    )
+
+
+def _files(pattern: str, folder: Path) -> list[Path]:
+    """Return the files that a path or pattern names, by name."""
+    try:
+        plain = folder / pattern
+        if plain.exists():
+            return [plain]
+        base = Path(plain.anchor) if Path(pattern).is_absolute() else folder
+        found = sorted(base.glob(str(plain.relative_to(base))))
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise ConfigError(f"path is {pattern!r}, which cannot be looked for: {error}") from error
+    if not found:
+        raise ConfigError(f"there is no file {pattern!r} in {str(folder)!r}: mend the path")
+    return found
+
+
+def _size(path: Path) -> int:
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+    return path.stat().st_size
