@@ -94,8 +94,6 @@ class IdentifierTerms:
     # another name, number or day of the same form; or what it was, such as [电话]
     staff: str | None = None
     # a file with the names of the staff, one a line; relative to data.toml
-    shift_days: int = 365
-    # times of a patient are moved by one number of days, up to so many either way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,8 @@ class Person:
     birth: str = ""
     sex: Sex = ""
     is_held_out: bool = False
+    is_doubtful: bool = False
+    # whether the records may be of two people
 
     def __repr__(self) -> str:
         return "Person(<masked>)"

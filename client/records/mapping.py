@@ -13,6 +13,7 @@ from huizhen.client.records.record import (
     Unreadable,
     patient_of,
 )
+from huizhen.client.records.results import number_of
 from huizhen.client.records.rows import Row
 from huizhen.client.records.terms import SourceTerms
 from huizhen.client.records.times import iso
@@ -175,26 +176,31 @@ def _labs(fields: Mapping[str, Any], terms: SourceTerms, time: str) -> Iterator[
     for column, unit in terms.labs.items():
         cell = _cell(fields, column)
         if cell:
-            yield Lab(code="", name=column, text=cell, unit=unit, time=time)
+            value, comparator = number_of(cell)
+            yield Lab(
+                code="",
+                name=column,
+                value=value,
+                comparator=comparator,
+                text=cell,
+                unit=unit,
+                time=time,
+            )
     lab = terms.lab
     if lab is not None and (cell := _cell(fields, lab.value)):
+        value, comparator = number_of(cell)
         yield Lab(
             code=_cell(fields, lab.code),
             system=lab.system,
             name=_cell(fields, lab.name),
+            value=value,
+            comparator=comparator,
             text=cell,
             unit=_cell(fields, lab.unit),
-            low=_number(_cell(fields, lab.low)),
-            high=_number(_cell(fields, lab.high)),
+            low=number_of(_cell(fields, lab.low))[0],
+            high=number_of(_cell(fields, lab.high))[0],
             time=time,
         )
-
-
-def _number(cell: str) -> float | None:
-    try:
-        return float(cell)
-    except ValueError:
-        return None
 
 
 def _findings(fields: Mapping[str, Any], terms: SourceTerms, time: str) -> Iterator[Finding]:

@@ -50,7 +50,7 @@ def test_a_row_becomes_a_record():
             "007", {"outcome": "0"}, "a.csv:2", kind="note", encounter="v1", time=time,
             text="cough", sex="female", birth="1960-05-06", age=59,
             findings=(Finding(code="J18.9", system="icd-10", kind="condition", time=time),),
-            labs=(Lab(code="", name="ldh", text="250", unit="U/L", time=time),),
+            labs=(Lab(code="", name="ldh", value=250.0, text="250", unit="U/L", time=time),),
             identifiers={"name": ("Li",), "phone": ("13800138000",)},
         )
     ]  # fmt: skip
@@ -102,7 +102,8 @@ def test_a_table_with_one_result_a_row():
     [record, empty] = mapped(terms, row, row | {"result": ""})
     assert record.labs == (
         Lab(
-            code="K", system="local", name="钾", text="<0.5", unit="mmol/L", low=3.5,
+            code="K", system="local", name="钾", value=0.5, comparator="<",
+            text="<0.5", unit="mmol/L", low=3.5,
             time="2020-01-31",
         ),
     )  # fmt: skip
