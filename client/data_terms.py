@@ -52,6 +52,8 @@ class GovernanceTerms:
     # the last day on which it holds, such as "2027-12-31"
     minimum_patients: int = 20
     # to train on
+    smallest_cell: int = 10
+    # of patients or records; what the report counts of fewer is not shown
     excluded: str | None = None
     # a file of patients who have withdrawn, one id a line; relative to data.toml
 
@@ -66,6 +68,8 @@ class GovernanceTerms:
             self.expires()
         if self.minimum_patients < 2:
             raise ValueError(f"minimum_patients is {self.minimum_patients}, expected 2 or more")
+        if self.smallest_cell < 1:
+            raise ValueError(f"smallest_cell is {self.smallest_cell}, expected 1 or more")
 
     @property
     def needs_ethics(self) -> bool:

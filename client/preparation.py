@@ -22,6 +22,7 @@ from typing import Any
 
 from huizhen.client.clean import CleanRecord
 from huizhen.client.data_key import DataKey, Pseudonyms
+from huizhen.client.data_profile import Profile
 from huizhen.client.data_terms import Data
 from huizhen.client.deidentify import Person, RecordDeidentifier
 from huizhen.client.gate import AdmittedRecord, Gate, Reason, check_ground, read_excluded
@@ -106,6 +107,7 @@ class Preparation:
         self.counts: Counter[str] = Counter()
         self.replaced: Counter[str] = Counter()
         self.sides: dict[str, bool] = {}
+        self.profile = self._new_profile()
         self._seen = Seen()
 
     def look(self) -> None:
@@ -150,7 +152,7 @@ class Preparation:
             GovernanceError: as ``look``, or the export is not what was looked at.
         """
         seen, again = self._seen, Seen()
-        staff = self._staff()
+        staff, self.profile = self._staff(), self._new_profile()
         cleaner = RecordDeidentifier(self._data.identifiers, self._key, seen.people, staff)
         self.replaced = cleaner.counts
         number = -1
@@ -160,11 +162,17 @@ class Preparation:
             admitted = self._second_look(entry, Fate(seen.fates[number]))
             if admitted is not None:
                 self.counts["records"] += 1
-                yield cleaner.clean(admitted)
+                clean = cleaner.clean(admitted)
+                self.profile.add(admitted.record, clean)
+                yield clean
         if number + 1 != len(seen.fates) or again.checksum != seen.checksum:
             raise GovernanceError(
                 "the export was changed while it was read: let nobody write to it, and begin again"
             )
+
+    def _new_profile(self) -> Profile:
+        terms = self._data
+        return Profile(label=terms.split.label, smallest_cell=terms.governance.smallest_cell)
 
     def _entries(self, seen: Seen) -> Iterator[Entry]:
         for part in self.parts:
