@@ -17,6 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import date
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,7 @@ class Preparation:
         self.counts: Counter[str] = Counter()
         self.replaced: Counter[str] = Counter()
         self.sides: dict[str, bool] = {}
+        self.encodings: dict[str, str] = {}
         self.profile = self._new_profile()
         self._seen = Seen()
 
@@ -176,7 +178,7 @@ class Preparation:
 
     def _entries(self, seen: Seen) -> Iterator[Entry]:
         for part in self.parts:
-            entries = read_part(part, self._folder)
+            entries = read_part(part, self._folder, partial(self.encodings.__setitem__, part.name))
             with closing(entries):  # type: ignore[type-var]  # a generator
                 for entry in entries:
                     seen.checksum = zlib.crc32(_mark(entry), seen.checksum)

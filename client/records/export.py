@@ -6,7 +6,7 @@ export gives the same records in the same order.
 
 import gzip
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,10 @@ from huizhen.client.records.record import Entry
 from huizhen.client.records.rows import rows_of
 from huizhen.client.records.tables import read_excel, read_parquet
 from huizhen.client.records.terms import Format, SourceTerms, format_of
-from huizhen.client.records.text import AUTO
+from huizhen.client.records.text import AUTO, Lines
 from huizhen.protocol.errors import ConfigError
+
+Heard = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +70,13 @@ def parts(sources: Sequence[SourceTerms], folder: Path) -> list[Part]:
     return made
 
 
-def read_part(part: Part, folder: Path) -> Iterator[Entry]:
+def read_part(part: Part, folder: Path, heard: Heard = lambda _: None) -> Iterator[Entry]:
     """Yield the entries of a part.
 
     Args:
         part: of ``parts``.
         folder: which ``data.toml`` lies in.
+        heard: is told the encoding of a table of text, once it was read.
 
     Raises:
         ConfigError: it cannot be opened, or is not what the source says.
@@ -85,17 +88,17 @@ def read_part(part: Part, folder: Path) -> Iterator[Entry]:
         return _query(part, folder)
     if part.format == "parquet":
         return map_rows(read_parquet(part.path), part.terms, part.name, is_uniform=True)
-    return _opened(part, part.path)
+    return _opened(part, part.path, heard)
 
 
-def _opened(part: Part, path: Path) -> Iterator[Entry]:
+def _opened(part: Part, path: Path, heard: Heard) -> Iterator[Entry]:
     try:
         with path.open("rb") as raw:
             if not path.name.lower().endswith(".gz"):
-                yield from _stream(part, raw)
+                yield from _stream(part, raw, heard)
                 return
             with gzip.open(raw) as stream:
-                yield from _stream(part, cast(BinaryIO, stream))
+                yield from _stream(part, cast(BinaryIO, stream), heard)
     except gzip.BadGzipFile as error:
         raise ConfigError(f"{part.name} ends in .gz but is not gzip: rename it") from error
     except (EOFError, zlib.error) as error:
@@ -104,12 +107,14 @@ def _opened(part: Part, path: Path) -> Iterator[Entry]:
         raise ConfigError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
 
 
-def _stream(part: Part, stream: BinaryIO) -> Iterator[Entry]:
+def _stream(part: Part, stream: BinaryIO, heard: Heard) -> Iterator[Entry]:
     terms, name = part.terms, part.name
     match part.format:
         case "csv" | "tsv" | "jsonl":
-            rows = rows_of(stream, name, part.format, encoding=terms.encoding)
+            lines = Lines(stream, name, terms.encoding)
+            rows = rows_of(lines, part.format)
             yield from map_rows(rows, terms, name, is_uniform=part.format != "jsonl")
+            heard(lines.encoding)
         case "excel":
             cells = read_excel(stream, name, sheet=terms.sheet)
             yield from map_rows(cells, terms, name, is_uniform=True)

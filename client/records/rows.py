@@ -10,7 +10,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import orjson
 
@@ -44,7 +44,7 @@ def read_rows(path: Path, *, encoding: str = AUTO) -> Iterator[Row | Unreadable]
     kind = name.removesuffix(".gz").rpartition(".")[2]
     try:
         with path.open("rb") as raw, gzip.open(raw) if name.endswith(".gz") else raw as stream:
-            yield from rows_of(stream, path.name, kind, encoding=encoding)  # type: ignore[arg-type]  # GzipFile is one
+            yield from rows_of(Lines(cast(BinaryIO, stream), path.name, encoding), kind)
     except gzip.BadGzipFile as error:
         raise ConfigError(
             f"{path.name} ends in .gz but is not gzip: unpack or rename it"
@@ -56,20 +56,17 @@ def read_rows(path: Path, *, encoding: str = AUTO) -> Iterator[Row | Unreadable]
         raise ConfigError(f"cannot read {str(path)!r}: {reason}") from error
 
 
-def rows_of(
-    stream: BinaryIO, name: str, kind: str, *, encoding: str = AUTO
-) -> Iterator[Row | Unreadable]:
-    """Yield the rows of an open stream; ``kind`` is one of ``KINDS``.
+def rows_of(lines: Lines, kind: str) -> Iterator[Row | Unreadable]:
+    """Yield the rows of an open file; ``kind`` is one of ``KINDS``.
 
     Raises:
         ConfigError: it is in another encoding, or a column has two names.
         GovernanceError: what follows cannot be read either.
         OSError: the stream cannot be read.
     """
-    lines = Lines(stream, name, encoding)
     if kind == "jsonl":
-        return _json_rows(lines, name)
-    return _separated_rows(lines, name, "," if kind == "csv" else "\t")
+        return _json_rows(lines, lines.name)
+    return _separated_rows(lines, lines.name, "," if kind == "csv" else "\t")
 
 
 def read_lines(data: bytes, name: str) -> Iterator[Row]:
@@ -83,7 +80,7 @@ def read_lines(data: bytes, name: str) -> Iterator[Row]:
         ConfigError: the bytes are not UTF-8.
         GovernanceError: a line is not a record.
     """
-    return whole(rows_of(io.BytesIO(data), name, "jsonl", encoding="utf-8"))
+    return whole(rows_of(Lines(io.BytesIO(data), name, "utf-8"), "jsonl"))
 
 
 def whole(rows: Iterable[Row | Unreadable]) -> Iterator[Row]:

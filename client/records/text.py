@@ -29,6 +29,7 @@ class Lines:
     """The lines of a stream, each with its end, read once and in blocks.
 
     Attributes:
+        name: what the stream is called in errors.
         encoding: the one in use; while only ASCII was read of an ``auto`` stream, ``utf-8``.
     """
 
@@ -43,7 +44,7 @@ class Lines:
         Raises:
             ConfigError: there is no such encoding.
         """
-        self._stream, self._name, self._number = stream, name, 0
+        self._stream, self.name, self._number = stream, name, 0
         self._is_decided = encoding != AUTO
         try:
             codec = codecs.lookup("utf-8" if encoding == AUTO else encoding)
@@ -91,7 +92,7 @@ class Lines:
     def _check_size(self, line: str, *, after: int = 0) -> None:
         if len(line) > MAX_ENTRY_BYTES:
             raise GovernanceError(
-                f"{self._name}:{self._number + after}: line has over {MAX_ENTRY_BYTES} bytes: "
+                f"{self.name}:{self._number + after}: line has over {MAX_ENTRY_BYTES} bytes: "
                 "split it"
             )
 
@@ -110,7 +111,7 @@ class Lines:
             raise ConfigError(self._wrong(self._number + 1, b"")) from error
 
     def _wrong(self, number: int, line: bytes) -> str:
-        place = f"{self._name}:{number}"
+        place = f"{self.name}:{number}"
         marked = line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         for guess in ("utf-16",) if marked else _SEEN if line else ():
             if guess != self.encoding and _reads(line[: len(line) & ~1 if marked else None], guess):
@@ -139,7 +140,7 @@ class Lines:
             self.encoding = "gb18030"
             return True
         raise ConfigError(
-            f"{self._name} is neither UTF-8 nor UTF-16 nor GB18030: set encoding to the file's own"
+            f"{self.name} is neither UTF-8 nor UTF-16 nor GB18030: set encoding to the file's own"
         )
 
 

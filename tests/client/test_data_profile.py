@@ -14,15 +14,15 @@ from huizhen.client.records.record import Lab, Record
 
 def profile(rows, label="class", smallest_cell=2):
     made = Profile(label=label, smallest_cell=smallest_cell)
-    for i, (patient, values) in enumerate(rows):
+    for i, (patient, given) in enumerate(rows):
+        values, place = dict(given), f"a:{i}"
         fields = {"class": values.pop("label", "A")}
-        clean = {name: values.pop(name) for name in ("sex", "age", "is_held_out") if name in values}
-        made.add(
-            Record(patient, fields, f"a:{i}", **values),
-            CleanRecord(
-                patient=patient, place=f"a:{i}", fields=fields, **{"is_held_out": False, **clean}
-            ),
-        )
+        is_held_out = values.pop("is_held_out", False)
+        clean = CleanRecord(
+            patient=patient, is_held_out=is_held_out, place=place, fields=fields,
+            sex=values.pop("sex", ""), age=values.pop("age", None),
+        )  # fmt: skip
+        made.add(Record(patient, fields, place, **values), clean)
     return made
 
 
@@ -66,8 +66,8 @@ def test_labs_have_quantiles_of_a_sample_that_is_the_same_each_time():
         )
         for i, value in enumerate(values)
     ]
-    lab = profile([(p, dict(v)) for p, v in rows]).labs["ldh"]
-    again = profile([(p, dict(v)) for p, v in rows]).labs["ldh"]
+    lab = profile(rows).labs["ldh"]
+    again = profile(rows).labs["ldh"]
     assert lab.quantiles() == again.quantiles()
     assert (lab.count, lab.unit, len(lab.sample)) == (5 * SAMPLE, "U/L", SAMPLE)
     wanted = [100 - 16.45, 100, 100 + 16.45]
