@@ -14,8 +14,8 @@ from huizhen.client.records.record import Lab, Record
 
 def profile(rows, label="class", smallest_cell=2):
     made = Profile(label=label, smallest_cell=smallest_cell)
-    for i, (patient, given) in enumerate(rows):
-        values, place = dict(given), f"a:{i}"
+    for i, (patient, terms) in enumerate(rows):
+        values, place = dict(terms), f"a:{i}"
         fields = {"class": values.pop("label", "A")}
         is_held_out = values.pop("is_held_out", False)
         clean = CleanRecord(
@@ -32,8 +32,7 @@ def table(made, name):
 
 def test_records_and_patients_are_counted():
     rows = [("p", {"kind": "note", "time": "2023-05-06"}), ("p", {"kind": "note", "time": "2023"})]
-    rows += [(f"q{i}", {"kind": "labs", "is_held_out": True}) for i in range(3)]
-    made = profile(rows)
+    made = profile([*rows, *((f"q{i}", {"kind": "labs", "is_held_out": True}) for i in range(3))])
     assert (made.records, made.patients, made.held_out) == (5, 4, 3)
     assert table(made, "kind") == {"note": 2, "labs": 3}
     assert table(made, "year") == {"2023": 2, "": 3}
