@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from huizhen.cli.actions import add_action, add_ledger, ledger_path
 from huizhen.cli.ledger_changes import add_changes
 from huizhen.cli.site_commands import add_commands
+from huizhen.cli.site_data import add_data
 
 if TYPE_CHECKING:
     from huizhen.protocol.ledger_entries import Head
@@ -45,6 +46,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     topics = site.add_subparsers(required=True, metavar="ACTION")
     add_commands(topics)
+    add_data(topics)
     ledger = topics.add_parser(
         "ledger",
         help="what was spent on the patients' privacy",

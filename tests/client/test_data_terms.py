@@ -1,11 +1,19 @@
 """A ``data.toml`` says everything, and nothing that it does not know."""
 
+import dataclasses
+import re
 import tomllib
+from pathlib import Path
 
 import pytest
 
+from huizhen.client import data_terms
 from huizhen.client.data_terms import load_data, parse_data
+from huizhen.client.quality.problems import FIXES, Code, Rules
+from huizhen.client.records.terms import IDENTIFIERS, SourceTerms
 from huizhen.protocol.errors import ConfigError
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text("utf-8")
 
 TEXT = """
 [data]
@@ -107,3 +115,57 @@ def test_a_file_without_sources_is_refused():
         parse("sources = []\n" + head)
     with pytest.raises(ConfigError, match="is no list of tables"):
         parse("sources = 3\n" + head)
+
+
+# docs/data.md says the same.
+
+
+def rows(heading):
+    """The cells of the table under a heading, code marks removed."""
+    _, _, rest = PAGE.partition(f"\n## `{heading}`\n")
+    table, _, _ = rest.partition("\n## ")
+    lines = [line for line in table.splitlines() if line.startswith("| `")]
+    return [
+        [cell.strip().replace("`", "") for cell in line.strip("|").split("|")] for line in lines
+    ]
+
+
+def default(field):
+    """A field's default as the page writes it."""
+    if field.default_factory is not dataclasses.MISSING:
+        return str(field.default_factory())
+    if field.default is dataclasses.MISSING:
+        return "required"
+    value = field.default
+    if value is None:
+        return "absent"
+    return f'"{value}"' if isinstance(value, str) else "[]" if value == () else str(value)
+
+
+@pytest.mark.parametrize(
+    ("heading", "cls"),
+    [
+        ("[data]", data_terms.DataTerms),
+        ("[[sources]]", SourceTerms),
+        ("[governance]", data_terms.GovernanceTerms),
+        ("[quality]", Rules),
+        ("[identifiers]", data_terms.IdentifierTerms),
+        ("[examples]", data_terms.ExampleTerms),
+        ("[split]", data_terms.SplitTerms),
+    ],
+)
+def test_the_page_has_every_key_with_its_default(heading, cls):
+    found = {row[0]: row[1] for row in rows(heading)}
+    assert found == {field.name: default(field) for field in dataclasses.fields(cls)}
+
+
+def test_the_page_says_what_is_mended_and_how():
+    found = {row[0]: row[3] for row in rows("[quality]")}
+    assert found == {code.value: FIXES.get(code, "") for code in Code}
+
+
+def test_the_page_has_an_example_that_is_one_and_all_kinds_of_identifiers():
+    [text] = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    assert parse(text).sources[1].path == "letters.ndjson"
+    [row] = [row for row in rows("[[sources]]") if row[0] == "identifiers"]
+    assert all(kind in row[2] for kind in IDENTIFIERS)
