@@ -107,6 +107,8 @@ class ExampleTerms:
     group: Literal["record", "encounter", "patient"] = "record"
     labs: Literal["last", "first", "min", "max", "mean"] = "last"
     # which result of a group a study reads by the lab's name
+    kinds: tuple[str, ...] = ()
+    # of records that examples are made of; all but those that only say who somebody is when empty
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
