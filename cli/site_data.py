@@ -21,6 +21,13 @@ data.toml says what is read, what its columns mean, and on what ground it may be
 explains every key. Reads the export twice and changes nothing of it. Writes problems.jsonl, each
 problem with its place and reason, and a report of one page without small numbers; both stay here.
 """
+_DRAFT = """examples:
+  huizhen site data draft export/notes.csv                 writes export/data.toml
+  huizhen site data draft labs.xlsx --out labs.toml
+
+Knows columns by their names, in Chinese and English, and results by the table of labs. Purpose,
+ground and units stay empty: fill them in, then run 'huizhen site data check'.
+"""
 _SHOWN_PROBLEMS = 12
 
 
@@ -32,12 +39,38 @@ def add_data(topics: Any) -> None:
         description="A hospital's own records.",
     )
     actions = data.add_subparsers(required=True, metavar="ACTION")
+    draft = add_action(actions, "draft", "write a first data.toml for a table", _DRAFT, _draft)
+    draft.add_argument("table", type=Path, metavar="TABLE", help="CSV, TSV, JSONL, Excel, Parquet")
+    draft.add_argument(
+        "--out", type=Path, metavar="DATA.toml", help="a new file (default: data.toml beside it)"
+    )
     check = add_action(actions, "check", "say what would become of an export", _CHECK, _check)
     check.add_argument("data", type=Path, metavar="DATA.toml", help="what the export is")
     check.add_argument("--cohort", default="all", help="of these patients (default: all)")
     check.add_argument(
         "--report", type=Path, metavar="FILE.html", help="default: report.html in the site's folder"
     )
+
+
+def _draft(args: argparse.Namespace) -> int:
+    from huizhen.client.data_draft import draft
+    from huizhen.client.quality.lab_table import shipped_table
+    from huizhen.protocol.errors import ConfigError, StorageError
+
+    out: Path = args.out or args.table.parent / "data.toml"
+    text = draft(args.table, shipped_table())
+    try:
+        with out.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise ConfigError(f"{str(out)!r} exists: choose another --out") from error
+    except OSError as error:
+        raise StorageError(f"cannot write {str(out)!r}: {error.strerror}") from error
+    if args.json:
+        return print_json({"out": str(out)})
+    print(f"{out} is a first draft: read it, fill in what is empty, then run")
+    print(f"  huizhen site data check {out}")
+    return 0
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -10,17 +10,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
 
 from huizhen.client.records.mapping import map_rows
-from huizhen.client.records.record import Entry
-from huizhen.client.records.rows import rows_of
+from huizhen.client.records.record import Entry, Unreadable
+from huizhen.client.records.rows import Row, rows_of
 from huizhen.client.records.tables import read_excel, read_parquet
 from huizhen.client.records.terms import Format, SourceTerms, format_of
 from huizhen.client.records.text import AUTO, Lines
 from huizhen.protocol.errors import ConfigError
 
 Heard = Callable[[str], None]
+_T = TypeVar("_T")
+_TABLES: tuple[Format, ...] = ("csv", "tsv", "jsonl", "excel", "parquet")  # in files
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,62 +88,80 @@ def read_part(part: Part, folder: Path, heard: Heard = lambda _: None) -> Iterat
         return _omop(part, folder)
     if part.path is None:
         return _query(part, folder)
+    if part.format in _TABLES:
+        rows = rows_of_part(part, heard)
+        return map_rows(rows, part.terms, part.name, is_uniform=part.format != "jsonl")
+    return _opened(part.path, part.name, lambda stream: _documents(part, stream))
+
+
+def rows_of_part(part: Part, heard: Heard = lambda _: None) -> Iterator[Row | Unreadable]:
+    """Yield the rows of a table in a file, as they stand there.
+
+    Raises:
+        ConfigError: it is no table, cannot be opened, or is in another encoding.
+        GovernanceError: what follows cannot be read either.
+    """
+    if part.path is None or part.format not in _TABLES:
+        raise ConfigError(f"{part.name} is {part.format}, expected a table in a file")
     if part.format == "parquet":
-        return map_rows(read_parquet(part.path), part.terms, part.name, is_uniform=True)
-    return _opened(part, part.path, heard)
+        return read_parquet(part.path)
+    return _opened(part.path, part.name, lambda stream: _rows(part, stream, heard))
 
 
-def _opened(part: Part, path: Path, heard: Heard) -> Iterator[Entry]:
+def _opened(path: Path, name: str, read: Callable[[BinaryIO], Iterator[_T]]) -> Iterator[_T]:
     try:
         with path.open("rb") as raw:
             if not path.name.lower().endswith(".gz"):
-                yield from _stream(part, raw, heard)
+                yield from read(raw)
                 return
             with gzip.open(raw) as stream:
-                yield from _stream(part, cast(BinaryIO, stream), heard)
+                yield from read(cast(BinaryIO, stream))
     except gzip.BadGzipFile as error:
-        raise ConfigError(f"{part.name} ends in .gz but is not gzip: rename it") from error
+        raise ConfigError(f"{name} ends in .gz but is not gzip: rename it") from error
     except (EOFError, zlib.error) as error:
-        raise ConfigError(f"{part.name} is cut short or damaged: copy it again") from error
+        raise ConfigError(f"{name} is cut short or damaged: copy it again") from error
     except OSError as error:
         raise ConfigError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
 
 
-def _stream(part: Part, stream: BinaryIO, heard: Heard) -> Iterator[Entry]:
+def _rows(part: Part, stream: BinaryIO, heard: Heard) -> Iterator[Row | Unreadable]:
+    if part.format == "excel":
+        yield from read_excel(stream, part.name, sheet=part.terms.sheet)
+        return
+    lines = Lines(stream, part.name, part.terms.encoding)
+    yield from rows_of(lines, part.format)
+    heard(lines.encoding)
+
+
+def _documents(part: Part, stream: BinaryIO) -> Iterator[Entry]:
     terms, name = part.terms, part.name
     match part.format:
-        case "csv" | "tsv" | "jsonl":
-            lines = Lines(stream, name, terms.encoding)
-            rows = rows_of(lines, part.format)
-            yield from map_rows(rows, terms, name, is_uniform=part.format != "jsonl")
-            heard(lines.encoding)
-        case "excel":
-            cells = read_excel(stream, name, sheet=terms.sheet)
-            yield from map_rows(cells, terms, name, is_uniform=True)
         case "fhir":
             from huizhen.client.records.fhir import read_fhir
 
-            yield from read_fhir(stream, name)
+            return read_fhir(stream, name)
         case "hl7v2":
             from huizhen.client.records.hl7v2 import read_hl7v2
 
-            encoding = "utf-8" if terms.encoding == AUTO else terms.encoding
-            yield from read_hl7v2(stream, name, encoding=encoding)
+            return read_hl7v2(stream, name, encoding=_named(terms.encoding, "utf-8"))
         case "phenopackets":
             from huizhen.client.records.phenopackets import read_phenopackets
 
-            yield from read_phenopackets(stream, name)
+            return read_phenopackets(stream, name)
         case "cda":
             from huizhen.client.records.cda import read_cda
 
-            yield from read_cda(stream, name, patient_root=terms.patient_root or "")
+            return read_cda(stream, name, patient_root=terms.patient_root or "")
         case "dicom":
             from huizhen.client.records.dicom import read_dicom
 
-            charset = "" if terms.encoding == AUTO else terms.encoding
-            yield from read_dicom(stream, name, charset=charset)
+            return read_dicom(stream, name, charset=_named(terms.encoding, ""))
         case _:
-            raise ConfigError(f"{name} is a file, format {part.format!r} is read otherwise")
+            raise ConfigError(f"{name} is a file, format {part.format!r} is none: mend format")
+
+
+def _named(encoding: str, default: str) -> str:
+    return default if encoding == AUTO else encoding
 
 
 def _query(part: Part, folder: Path) -> Iterator[Entry]:
@@ -163,7 +183,7 @@ def _omop(part: Part, folder: Path) -> Iterator[Entry]:
         name=part.name,
         schema=terms.schema or "",
         password_file=None if terms.password_file is None else folder / terms.password_file,
-        encoding="utf-8" if terms.encoding == AUTO else terms.encoding,
+        encoding=_named(terms.encoding, "utf-8"),
     )
 
 

@@ -90,3 +90,19 @@ def test_what_is_wrong_is_named(export, tmp_path, change, error, problem):
 def test_a_cohort_is_no_path(export, tmp_path):
     with pytest.raises(ConfigError, match="expected letters, digits and '-'"):
         run(tmp_path / "home", "check", export(), "--cohort", "../x")
+
+
+def test_a_draft_is_written_beside_the_table_and_never_over_another(export, tmp_path, capsys):
+    export()
+    (tmp_path / "data.toml").unlink()
+    assert run(tmp_path / "home", "draft", tmp_path / "notes.csv") == 0
+    assert "site data check" in capsys.readouterr().out
+    text = (tmp_path / "data.toml").read_text("utf-8")
+    assert 'patient = "住院号"' in text
+    with pytest.raises(ConfigError, match=r"data\.toml' exists: choose another --out"):
+        run(tmp_path / "home", "draft", tmp_path / "notes.csv")
+    with pytest.raises(ConfigError, match="purpose is empty"):  # a person must say
+        run(tmp_path / "home", "check", tmp_path / "data.toml")
+    out = tmp_path / "other.toml"
+    assert run(tmp_path / "home", "draft", tmp_path / "notes.csv", "--out", out, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["out"] == str(out)
