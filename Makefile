@@ -39,7 +39,7 @@ demo-federation: $(STAMP)  ## run a coordinator and three hospitals over TLS, an
 	@$(BIN)/huizhen demo --federation
 
 test: $(STAMP)  ## run the fast tests
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(STAMP)  ## run the slow tests: kills, lying parties, statistics
 	@$(BIN)/python -m pytest -m slow || { status=$$?; test $$status -ne 5 || echo "no test is marked slow, at least one was expected: see markers in pyproject.toml" >&2; exit $$status; }

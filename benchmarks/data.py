@@ -150,7 +150,8 @@ def _cleaned(folder: Path) -> Callable[[Record], Any]:
     def clean(record: Record) -> Any:
         known = {kind: set(values) for kind, values in record.identifiers.items()}
         people[record.patient] = Person(identifiers=known)
-        return cleaner.clean(AdmittedRecord(check(record), data.governance))
+        admitted = AdmittedRecord(check(record), data.governance)
+        return cleaner.clean(admitted, place=record.place)
 
     return clean
 

@@ -110,7 +110,7 @@ def _show(document: Mapping[str, Any]) -> None:
     least = document["smallest_cell"]
 
     def number(count: int | None) -> str:
-        return f"< {least}" if count is None else f"{count:,}"
+        return f"few (under {least}, or told by others)" if count is None else f"{count:,}"
 
     records, patients = number(document["records"]), number(document["patients"])
     held_out = number(document["held_out_patients"])

@@ -2,11 +2,11 @@
 
 What lies in a cohort's folder:
 
-SNAPSHOT.sealed      the records (client/snapshot.py); current.json says which it is
+snapshots/           the records (client/snapshot.py)
 splits.sealed        who is held out, of all snapshots so far
 problems.jsonl       each thing that was changed or left out, with its place and reason
-statement.json       counts that a release may cite: the dataset statement
-report.html          the same and more for people, one page
+report.html          the counts for people, one page (client/data_report.py)
+lock                 one process at a time
 """
 
 import contextlib
@@ -35,11 +35,14 @@ from huizhen.client.records.record import Unreadable
 from huizhen.client.snapshot import Manifest, Snapshots
 from huizhen.protocol.errors import DamagedError, GovernanceError, StorageError
 from huizhen.storage.files import make_folder
+from huizhen.storage.locks import alone
 from huizhen.storage.sealed import SealedWriter, read_sealed
 
 GATE_NOTES, GATE_TRAPS, GATE_SEED = 6000, 1000, 1
 Watch = Callable[[str, int], None]
 # a step, and how many records or notes of it are done
+Take = Callable[[Iterator[CleanRecord], Preparation], Manifest | None]
+# what is done with the records
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ class DataDesk:
         self._data, self._source, self._folder = data, source, folder
         self._key, self._table, self._watch = key, table, watch
         self._purpose = b"huizhen splits " + cohort.encode()
-        self.snapshots = Snapshots(folder, key.derived("snapshot"), cohort=cohort)
+        self.snapshots = Snapshots(folder / "snapshots", key.derived("snapshot"), cohort=cohort)
 
     def check(self, today: date) -> Outcome:
         """Go over the export and say what would become of it; no snapshot is made.
@@ -99,14 +102,18 @@ class DataDesk:
         Raises:
             HuizhenError: as ``check``; the gate of de-identification is shut.
         """
-        return self._go(today, lambda records: self.snapshots.write(records, self.made_by))
+        return self._go(today, self._write)
 
     @property
     def made_by(self) -> Mapping[str, str]:
         """Digests of what the records are made by."""
         return {"data.toml": self._data.digest(), "labs": self._table.digest}
 
-    def _go(self, today: date, take: Callable[[Iterator[CleanRecord]], Manifest | None]) -> Outcome:
+    def _go(self, today: date, take: Take) -> Outcome:
+        with alone(self._folder / "lock", f"{str(self._folder)!r} is worked on", mode=0o700):
+            return self._alone(today, take)
+
+    def _alone(self, today: date, take: Take) -> Outcome:
         told = _Told(self._folder / "problems.jsonl")
         preparation = Preparation(
             self._data,
@@ -115,16 +122,20 @@ class DataDesk:
             today=today,
             table=self._table,
             before=self._splits(),
+            work=self._folder,
             note=told.add,
         )
         measured = self._measured()
         with told:
             self._watch("reading", 0)
             preparation.look()
-            manifest = take(self._watched(preparation.records()))
-        if manifest is not None:
-            self._keep_splits(preparation.sides)
+            manifest = take(self._watched(preparation.records()), preparation)
         return Outcome(preparation, measured, manifest)
+
+    def _write(self, records: Iterator[CleanRecord], preparation: Preparation) -> Manifest:
+        """Write the snapshot; the sides first, for once it is used they must be known."""
+        self._keep_splits(preparation.sides)
+        return self.snapshots.write(records, self.made_by)
 
     def _watched(self, records: Iterator[CleanRecord]) -> Iterator[CleanRecord]:
         for number, record in enumerate(records, 1):
@@ -165,9 +176,9 @@ class DataDesk:
             file.write(json.dumps(dict(sorted(sides.items()))).encode())
 
 
-def _drain(records: Iterator[CleanRecord]) -> None:
-    for _ in records:
-        pass
+def _drain(records: Iterator[CleanRecord], _: Preparation) -> None:
+    for record in records:
+        record.canonical()  # what cannot be written is found by a check too
 
 
 class _Told:
@@ -192,9 +203,10 @@ class _Told:
                     os.fsync(self._file.fileno())
                     self._draft.replace(self._path)
         finally:
-            if self._file is not None:
-                self._file.close()
             self._draft.unlink(missing_ok=True)
+            if self._file is not None:
+                with self._writing():
+                    self._file.close()
 
     def add(self, told: Problem | Unreadable | tuple[Reason, str]) -> None:
         """Add one line."""

@@ -16,7 +16,7 @@ from huizhen.client.quality.lab_table import LabTable
 from huizhen.client.records.export import parts, rows_of_part
 from huizhen.client.records.mapping import is_empty
 from huizhen.client.records.record import Unreadable
-from huizhen.client.records.terms import SourceTerms
+from huizhen.client.records.terms import RESERVED, SourceTerms
 from huizhen.protocol.errors import ConfigError
 
 ROWS = 200
@@ -107,7 +107,9 @@ def draft(path: Path, table: LabTable) -> str:
         ]
         lines += [f'{_quoted(name)} = ""{_hint(name, table)}' for name in labs]
     lines += ["", "[sources.fields]              # what studies may read, by a name of its own"]
-    lines += [f"{_quoted(name)} = {_quoted(name)}" for name in rest]
+    for name in rest:
+        own = f"{name}_column" if name in RESERVED else name
+        lines.append(f"{_quoted(own)} = {_quoted(name)}")
     return "\n".join(lines) + "\n"
 
 

@@ -1,9 +1,9 @@
 """What a hospital's data are like, in counts: made while records pass, small cells left out.
 
-Everything is at the hospital and stays there but for ``Profile.table``'s suppressed counts, which a
-dataset statement may hold. A count below ``smallest_cell`` is not shown; where one alone would be
-left out of a table, the next smallest goes with it, or the total would tell it (Hundepool et al.,
-Statistical Disclosure Control, 2012, section 4.2).
+Everything is at the hospital and stays there but for suppressed counts, which a dataset statement
+may hold. A count below ``smallest_cell`` is not shown, nor others that would tell it (Hundepool et
+al., Statistical Disclosure Control, 2012, section 4.2); what a cell says is shown only where so
+many say it, for a rare class or the name of a lab may be somebody's.
 """
 
 import hashlib
@@ -16,14 +16,20 @@ from typing import Any
 import numpy as np
 
 from huizhen.client.clean import CleanRecord
+from huizhen.client.quality.labs import LAB_SYSTEM
 from huizhen.client.records.mapping import is_empty
 from huizhen.client.records.record import Record
 from huizhen.client.records.times import moment
 
 SAMPLE = 512
+MAX_PATIENTS = 1000
+# of a lab that are told apart: enough to know that there are enough
 # values of one lab that are kept to draw quantiles from
 MAX_CLASSES = 200
 # of a table; a field with more is no class
+FEW = "(few)"
+_OWN = ("records of a patient", "sex", "age", "length of text", "language", "year")
+# tables whose cells are named here, not by the export
 _LENGTHS = (0, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 _PER_PATIENT = (1, 2, 3, 6, 11, 31)
 _AGES = (0, 1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90)
@@ -44,12 +50,15 @@ class LabProfile:
 
     unit: str = ""
     count: int = 0
+    patients: set[str] = field(default_factory=set, repr=False)
     sample: list[tuple[int, float]] = field(default_factory=list, repr=False)
     # rank by a keyless hash of the place, value: the lowest ranks are kept, the same each time
 
-    def add(self, place: str, value: float) -> None:
-        """Take in a value."""
+    def add(self, patient: str, place: str, value: float) -> None:
+        """Take in a value of a patient."""
         self.count += 1
+        if len(self.patients) < MAX_PATIENTS:
+            self.patients.add(patient)
         rank = int.from_bytes(hashlib.blake2b(place.encode(), digest_size=8).digest(), "big")
         if len(self.sample) < SAMPLE:
             self.sample.append((rank, value))
@@ -80,8 +89,7 @@ class Profile:
         self._of_patient: Counter[str] = Counter()
         self._held_out: set[str] = set()
         self._tables: dict[str, Counter[str]] = {}
-        self._empty: Counter[str] = Counter()
-        self._fields: Counter[str] = Counter()
+        self._filled: Counter[str] = Counter()
         self._people: dict[str, tuple[str, str]] = {}
         # pseudonym -> sex and band of age, of the first record that says them
         self.labs: dict[str, LabProfile] = {}
@@ -101,11 +109,11 @@ class Profile:
         self._people[clean.patient] = (sex or clean.sex, age or band)
         if self._label is not None:
             side = "held out" if clean.is_held_out else "training"
-            self._count(f"class, {side}", str(record.fields.get(self._label) or ""))
-        for lab in record.labs:
-            if lab.value is not None:
-                known = self.labs.setdefault(lab.code or lab.name, LabProfile(lab.unit))
-                known.add(record.place, lab.value)
+            self._count(f"class, {side}", str(clean.fields.get(self._label) or ""))
+        for lab in clean.labs:
+            if lab.value is not None and lab.system == LAB_SYSTEM:
+                known = self.labs.setdefault(lab.code, LabProfile(lab.unit))
+                known.add(clean.patient, clean.place, lab.value)
         self._miss(record)
 
     def tables(self) -> dict[str, list[Cell]]:
@@ -118,6 +126,9 @@ class Profile:
             **self._tables,
         }
         found["length of text"] = _ordered(found.get("length of text", Counter()), _LENGTHS)
+        found = {
+            name: counts if name in _OWN else self._rare(counts) for name, counts in found.items()
+        }
         return {
             name: suppressed(counts, self.smallest_cell)
             for name, counts in found.items()
@@ -125,8 +136,19 @@ class Profile:
         }
 
     def missing(self) -> dict[str, float]:
-        """Return for each field the share of records in which it is empty."""
-        return {name: self._empty[name] / self.records for name in sorted(self._fields)}
+        """Return for each field of enough records the share in which it is empty or not there."""
+        return {
+            name: 1 - self._filled[name] / self.records
+            for name in sorted(self._filled)
+            if self._filled[name] >= self.smallest_cell
+        }
+
+    def _rare(self, counts: Counter[str]) -> Counter[str]:
+        """Put what few say into one cell: what it says may be somebody's."""
+        kept = Counter({name: n for name, n in counts.items() if n >= self.smallest_cell})
+        if few := counts.total() - kept.total():
+            kept[FEW] += few
+        return kept
 
     @property
     def patients(self) -> int:
@@ -146,20 +168,21 @@ class Profile:
             "time": record.time, "text": record.text, "encounter": record.encounter,
             **record.fields,
         }  # fmt: skip
-        self._fields.update(values.keys())
-        self._empty.update(name for name, value in values.items() if is_empty(value))
+        self._filled.update(name for name, value in values.items() if not is_empty(value))
 
 
 def suppressed(counts: Mapping[str, int], least: int) -> list[Cell]:
     """Return a table without cells that single somebody out.
 
-    A cell of zero stays. Where exactly one cell is too small, the next smallest goes too: the
-    table's total would tell it otherwise.
+    A cell of zero stays. Where what is hidden is one cell, or fewer than ``least`` in all, the next
+    smallest goes too: the table's total would tell it otherwise.
     """
     small = {name for name, count in counts.items() if 0 < count < least}
-    if len(small) == 1:
-        others = [name for name, count in counts.items() if count >= least]
-        small |= set(sorted(others, key=lambda name: (counts[name], name))[:1])
+    others = [name for name, count in counts.items() if count >= least]
+    for name in sorted(others, key=lambda name: (counts[name], name)):
+        if not small or (len(small) > 1 and sum(counts[one] for one in small) >= least):
+            break
+        small.add(name)
     return [Cell(name, None if name in small else count) for name, count in counts.items()]
 
 

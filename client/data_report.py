@@ -13,14 +13,14 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from huizhen.client.data_desk import Outcome
-from huizhen.client.data_profile import Profile, suppressed
+from huizhen.client.data_profile import MAX_PATIENTS, Profile, suppressed
 from huizhen.client.data_terms import Data
 from huizhen.client.identifiers.finding import Kind
 from huizhen.client.identifiers.recall import Measured, Share
 
 SCHEMA = 1
 _ENOUGH_FOR_QUANTILES = 5
-# times the smallest cell: the 5th percentile of so many is nobody's value
+# times the smallest cell, in patients; and rounded: the 5th percentile of so many is nobody's
 _FATES = (
     "records", "unreadable", "withdrawn", "genomic", "set apart", "left out",
 )  # fmt: skip
@@ -52,10 +52,7 @@ def statement(data: Data, outcome: Outcome, today: date) -> dict[str, Any]:
         "records": _shown(profile.records, least),
         "patients": _shown(profile.patients, least),
         "held_out_patients": _shown(profile.held_out, least),
-        "sources": [
-            {"name": part.name, "format": part.format, "encoding": made.encodings.get(part.name)}
-            for part in made.parts
-        ],
+        "sources": _sources(outcome),
         "fates": _cells(counts, least),
         "problems": _cells(problems, least),
         "identifiers": data.identifiers.method,
@@ -81,6 +78,16 @@ def page(document: Mapping[str, Any]) -> str:
     return environment.get_template("data_report.html.j2").render(
         it=document, words=_WORDS, largest=_largest
     )
+
+
+def _sources(outcome: Outcome) -> list[dict[str, Any]]:
+    """Return one line for each format and encoding; a file's name may be a patient's."""
+    made = outcome.preparation
+    files = Counter((part.format, made.encodings.get(part.name, "")) for part in made.parts)
+    return [
+        {"format": name, "encoding": encoding or None, "parts": count}
+        for (name, encoding), count in files.items()
+    ]
 
 
 def _least(data: Data) -> int:
@@ -133,8 +140,9 @@ def _recall(measured: Measured | None) -> dict[str, Any] | None:
 def _labs(profile: Profile, least: int) -> list[dict[str, Any]]:
     found = []
     for name, lab in sorted(profile.labs.items()):
-        is_enough = lab.count >= _ENOUGH_FOR_QUANTILES * least
-        low, middle, high = lab.quantiles() if is_enough else (None, None, None)
+        is_enough = len(lab.patients) >= min(_ENOUGH_FOR_QUANTILES * least, MAX_PATIENTS)
+        quantiles = [float(f"{one:.3g}") for one in lab.quantiles()] if is_enough else [None] * 3
+        low, middle, high = quantiles
         found.append(
             {
                 "name": name, "unit": lab.unit, "count": _shown(lab.count, least),
@@ -158,4 +166,5 @@ _WORDS: Mapping[str, str] = {
     "mrn": "病历号等编号", "insurance": "医保号", "bank": "银行卡", "email": "邮箱",
     "account": "社交账号", "plate": "车牌", "ip": "网络地址", "url": "网址", "date": "日期",
     "address": "地址", "employer": "单位", "female": "女", "male": "男", "other": "其他",
+    "(few)": "少数",
 }  # fmt: skip

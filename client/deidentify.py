@@ -18,6 +18,7 @@ from huizhen.client.gate import AdmittedRecord
 from huizhen.client.identifiers.finding import KINDS
 from huizhen.client.identifiers.surrogates import shift_days, shifted_time
 from huizhen.client.identifiers.text import Deidentifier, Finder
+from huizhen.client.quality.labs import LAB_SYSTEM
 from huizhen.client.records.record import Finding, Image, Lab, Sex
 from huizhen.client.records.times import moment
 
@@ -71,16 +72,26 @@ class RecordDeidentifier:
             actions = dict.fromkeys(KINDS, terms.style)
             self._text = Deidentifier(self._key, finder=Finder(staff=staff), actions=actions)
 
-    def clean(self, admitted: AdmittedRecord) -> CleanRecord:
-        """Return a record that names nobody."""
+    def clean(self, admitted: AdmittedRecord, *, place: str) -> CleanRecord:
+        """Return a record that names nobody.
+
+        Args:
+            admitted: the record.
+            place: of it, without the name of a file, which may be a patient's.
+        """
         record = admitted.record
         person = self._people[record.patient]
+        if record.identifiers:  # also those above MAX_IDENTIFIERS of a patient
+            known = {kind: set(values) for kind, values in person.identifiers.items()}
+            for kind, values in record.identifiers.items():
+                known.setdefault(kind, set()).update(values)
+            person = replace(person, identifiers=known)
         words = _Words(self, record.patient, person, record.time)
         days = 0 if self._text is None else shift_days(self._key, record.patient)
         return CleanRecord(
             patient=self._pseudonyms.patient(record.patient),
             is_held_out=person.is_held_out,
-            place=record.place,
+            place=place,
             kind=record.kind,
             encounter=self._pseudonyms.encounter(record.patient, record.encounter),
             time=_moved(record.time, days),
@@ -122,17 +133,24 @@ class _Words:
         if isinstance(value, Sequence):
             return [self.value(one) for one in value]
         if isinstance(value, Mapping):
-            return {name: self.value(one) for name, one in value.items()}
+            return {self.replaced(name): self.value(one) for name, one in value.items()}
         return value
 
 
 def _finding(finding: Finding, words: _Words, days: int) -> Finding:
-    return replace(finding, name=words.replaced(finding.name), time=_moved(finding.time, days))
+    code = finding.code if finding.system else words.replaced(finding.code)
+    name = words.replaced(finding.name)
+    return replace(finding, code=code, name=name, time=_moved(finding.time, days))
 
 
 def _lab(lab: Lab, words: _Words, days: int) -> Lab:
+    """Return a result without identifiers; what the table of labs names is not looked at."""
     text = lab.text if lab.value is not None else words.replaced(lab.text)
-    return replace(lab, text=text, time=_moved(lab.time, days))
+    time = _moved(lab.time, days)
+    if lab.system == LAB_SYSTEM:
+        return replace(lab, text=text, time=time)
+    code = lab.code if lab.system else words.replaced(lab.code)
+    return replace(lab, code=code, name=words.replaced(lab.name), text=text, time=time)
 
 
 def _moved(time: str, days: int) -> str:

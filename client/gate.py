@@ -6,19 +6,22 @@ their kin whatever is replaced (Gymrek et al., Science 2013).
 """
 
 import re
-from collections.abc import Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from huizhen.client.data_key import Pseudonyms
 from huizhen.client.data_terms import GovernanceTerms
-from huizhen.client.records.record import Record
+from huizhen.client.records.record import Record, patient_of
 from huizhen.protocol.errors import ConfigError, GovernanceError
 
 _LETTERS = re.compile(r"[ACGTUN]{60,}", re.IGNORECASE)
 # a read of a sequencer, or a line of FASTA; no word is so long
+_BLOCKS = re.compile(r"(?:\b[ACGTUN]{10}\s+(?:\d+\s+)?){5,}", re.IGNORECASE)
+# of ten letters, as GenBank writes it
 _VCF = re.compile(
     r"##fileformat=VCF|^#CHROM\tPOS\t|^(?:chr)?[\dXYM]{1,2}\t\d+\t\S+\t[ACGTN]+\t", re.M
 )
@@ -34,6 +37,10 @@ class Reason(StrEnum):
     WITHDRAWN = "withdrawn"
     # its patient does not want it
     GENOMIC = "genomic"
+    DOUBTFUL = "doubtful"
+    # its patient's number may be of two people
+    LIKE_TRAINING = "like_training"
+    # held out, and it says what a record to train on says
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +68,9 @@ class Gate:
         """Return the record with its ground, or why it may not be used."""
         if self.excludes(record.patient):
             return Reason.WITHDRAWN
-        words = [record.text, *(value for value in record.fields.values() if type(value) is str)]
-        if any(is_genomic(text) for text in words):
+        words = [record.text, *(one.name for one in record.findings)]
+        words += [one.text for one in record.labs]
+        if any(is_genomic(text) for text in (*words, *_texts(record.fields))):
             return Reason.GENOMIC
         return AdmittedRecord(record, self.terms)
 
@@ -91,9 +99,24 @@ def is_genomic(text: str) -> bool:
     """Tell whether a text holds a sequence, a table of variants, or many of them."""
     if len(text) < 20:
         return False
-    if _LETTERS.search(text) or _VCF.search(text):
+    if _LETTERS.search(text) or _BLOCKS.search(text) or _VCF.search(text):
         return True
-    return "rs" in text.lower() and sum(1 for _ in _VARIANTS.finditer(text)) >= MAX_VARIANTS
+    low = text.lower()
+    is_worth_it = "rs" in low or ":g." in low
+    return is_worth_it and sum(1 for _ in _VARIANTS.finditer(text)) >= MAX_VARIANTS
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield all texts of a field, in lists and tables too, a list's also as one."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from map(str, value)
+        for one in value.values():
+            yield from _texts(one)
+    elif isinstance(value, list | tuple):
+        texts = [text for one in value for text in _texts(one)]
+        yield " ".join(texts)
 
 
 def read_excluded(path: Path) -> frozenset[str]:
@@ -110,4 +133,5 @@ def read_excluded(path: Path) -> frozenset[str]:
         raise ConfigError(
             f"cannot read {str(path)!r}, expected patients in UTF-8, one a line"
         ) from error
-    return frozenset(line.strip() for line in lines if line.strip() and line[0] != "#")
+    named = (line for line in lines if line.strip() and not line.startswith("#"))
+    return frozenset(patient_of(line, path.name, path.name) for line in named)

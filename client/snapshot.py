@@ -42,6 +42,8 @@ class Manifest:
     held_out: int
     # records of them that are never trained on
     patients: int
+    file: str
+    # SHA-256 of the sealed file: an older one in its place is found
 
 
 class Snapshots:
@@ -75,7 +77,7 @@ class Snapshots:
         draft = self._folder / "draft"
         with SealedWriter(draft, self._key, purpose=self._purpose) as file:
             counted.sink(records, file)
-        manifest = counted.manifest()
+        manifest = counted.manifest(_digest_of(draft))
         place = self._place(manifest.digest)
         try:
             draft.replace(place)
@@ -113,10 +115,10 @@ class Snapshots:
         """
         manifest = self.current()
         if manifest is None:
-            raise ConfigError(
-                f"{str(self._folder)!r} holds no snapshot: run 'huizhen site data snapshot'"
-            )
+            raise ConfigError(f"{str(self._folder)!r} holds no snapshot: make one first")
         place = self._place(manifest.digest)
+        if _digest_of(place) != manifest.file:
+            raise DamagedError(f"{str(place)!r} is another file than was made: make it anew")
         return b"".join(read_sealed(place, self._key, purpose=self._purpose))
 
     def _place(self, digest: str) -> Path:
@@ -137,6 +139,14 @@ def read_parquet(data: bytes) -> Iterator[CleanRecord]:
             yield from from_rows(batch.to_dicts())
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DamagedError("snapshot is no Parquet file: make it anew") from error
+
+
+def _digest_of(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise StorageError(f"cannot read {str(path)!r}: {error.strerror}") from error
 
 
 class _Counted:
@@ -183,8 +193,9 @@ class _Counted:
                 rows.clear()
         yield pl.DataFrame(rows, schema=dict(SCHEMA))
 
-    def manifest(self) -> Manifest:
+    def manifest(self, file: str) -> Manifest:
         return Manifest(
+            file=file,
             digest=self._hash.hexdigest(),
             made_by=self._made_by,
             records=self._records,

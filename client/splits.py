@@ -22,21 +22,37 @@ def draw(
         key: secret of the site.
 
     Returns:
-        patient -> held out. In each stratum, where all are new, ``share`` of them to the nearest
-        whole patient; halves go to training.
+        patient -> held out. Where all are new, ``share`` of them to the nearest whole patient,
+        halves to training, and of each stratum its share rounded up or down.
     """
     groups: dict[str, list[str]] = {}
     for patient, stratum in strata.items():
         groups.setdefault(stratum, []).append(patient)
     drawn: dict[str, bool] = {}
-    for patients in groups.values():
+    wanted = _quotas({stratum: len(some) for stratum, some in groups.items()}, share, key)
+    for stratum, patients in groups.items():
         known = [one for one in patients if one in before]
         drawn |= {one: before[one] for one in known}
         new = sorted((one for one in patients if one not in before), key=lambda p: _rank(key, p))
-        wanted = _nearest(share * len(patients)) - sum(before[one] for one in known)
+        left = wanted[stratum] - sum(before[one] for one in known)
         for position, one in enumerate(new):
-            drawn[one] = position < wanted
+            drawn[one] = position < left
     return {patient: drawn[patient] for patient in strata}
+
+
+def _quotas(sizes: Mapping[str, int], share: float, key: bytes) -> dict[str, int]:
+    """Return how many of each stratum to hold out: its share, and of all the share to the nearest.
+
+    By largest remainder (Hamilton), so that many small classes do not round to nobody.
+    """
+    quotas = {stratum: int(share * size) for stratum, size in sizes.items()}
+    left = _nearest(share * sum(sizes.values())) - sum(quotas.values())
+    remainders = sorted(
+        sizes, key=lambda one: (quotas[one] - share * sizes[one], _rank(key, f"class {one}"))
+    )
+    for stratum in remainders[: max(0, left)]:
+        quotas[stratum] += 1
+    return quotas
 
 
 def _nearest(number: float) -> int:

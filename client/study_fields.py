@@ -5,9 +5,11 @@ A task names fields (``[task] text = "{text}"``). These are there:
     text, kind       of the record; texts of a group stand under each other in the order of time
     findings         their names, or their codes where they have none; those that are absent are not
     sex, age         age in years at the time of the first record of a group
-    KEY              the result of a lab, by its key in the table of labs, otherwise by its code or
-                     name; the number, or the words where it is none
-    NAME             any field of ``[sources.fields]``; of a group the last value that is not empty
+    KEY              the result of a lab by its key in the table of labs, in the table's unit; the
+                     number, or the words where it is none
+    LAB (UNIT)       of a lab or unit that the table does not have, as the source writes both
+    NAME             any field of ``[sources.fields]``; of a group the last value that is not empty;
+                     none of the names above
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +19,7 @@ from typing import Any
 
 from huizhen.client.clean import CleanRecord
 from huizhen.client.data_terms import ExampleTerms
+from huizhen.client.quality.labs import LAB_SYSTEM
 from huizhen.client.records.mapping import is_empty
 from huizhen.client.records.record import Finding, Lab
 
@@ -72,13 +75,13 @@ def _example(group: Sequence[CleanRecord], terms: ExampleTerms) -> StudyRecord:
         "sex": next((record.sex for record in ordered if record.sex), ""),
         "age": next((record.age for record in ordered if record.age is not None), None),
     }  # fmt: skip
-    fields |= _labs([lab for record in ordered for lab in record.labs], terms.labs)
+    labs = [(lab.time or record.time, lab) for record in ordered for lab in record.labs]
+    own = fields | _labs(labs, terms.labs)
     for record in ordered:
-        fields |= {
-            name: value
-            for name, value in record.fields.items()
-            if name not in fields or not is_empty(value)
-        }
+        for name, value in record.fields.items():
+            if name not in own and not (is_empty(value) and name in fields):
+                fields[name] = value
+    fields |= own
     return StudyRecord(
         patient=first.patient, is_held_out=first.is_held_out, fields=fields, place=group[0].place
     )
@@ -88,11 +91,19 @@ def _name(finding: Finding) -> str:
     return finding.name or finding.code
 
 
-def _labs(labs: Sequence[Lab], which: str) -> dict[str, Any]:
-    """Return the result of each lab that a group has; of numbers and words the numbers."""
+def _labs(labs: Sequence[tuple[str, Lab]], which: str) -> dict[str, Any]:
+    """Return the result of each lab that a group has; of numbers and words the numbers.
+
+    Args:
+        labs: with their times.
+        which: as ``[examples] labs``.
+    """
     found: dict[str, list[Lab]] = {}
-    for lab in sorted(labs, key=lambda lab: lab.time):
-        found.setdefault(lab.code or lab.name, []).append(lab)
+    for _, lab in sorted(labs, key=lambda one: one[0]):
+        if lab.system == LAB_SYSTEM:
+            found.setdefault(lab.code, []).append(lab)
+        else:
+            found.setdefault(f"{lab.name or lab.code} ({lab.unit or '?'})", []).append(lab)
     results: dict[str, Any] = {}
     for name, some in found.items():
         numbers = [lab.value for lab in some if lab.value is not None]

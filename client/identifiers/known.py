@@ -24,8 +24,9 @@ from huizhen.client.identifiers.folding import (
 from huizhen.client.identifiers.names import surname_at
 
 _KINDS: dict[str, Kind] = {
-    "name": "name", "relative": "name", "id": "id", "phone": "phone", "mrn": "mrn",
-    "insurance": "insurance", "address": "address", "email": "email", "employer": "employer",
+    "name": "name", "relative": "name", "staff": "name", "pinyin": "name", "id": "id",
+    "phone": "phone", "mrn": "mrn", "insurance": "insurance", "address": "address",
+    "email": "email", "employer": "employer",
 }  # fmt: skip
 LEAST_NUMBER = 4
 # a shorter number is in every text: only its label can show it
@@ -77,9 +78,9 @@ def literals(identifiers: Mapping[str, Iterable[str]]) -> tuple[Literal, ...]:
     """
     found: dict[str, Literal] = {}
     for name, values in identifiers.items():
-        kind = _KINDS.get(name, "mrn")
         for value in values:
             plain = fold(value).strip()
+            kind = _KINDS.get(name, "name" if has_han(plain) else "mrn")
             for variant, is_free in _variants(kind, plain):
                 text = squeezed(lowered(variant))
                 if text:

@@ -6,6 +6,7 @@ export gives the same records in the same order.
 
 import gzip
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class Part:
 
 
 def parts(sources: Sequence[SourceTerms], folder: Path) -> list[Part]:
-    """Return what is to be read, in order; two files of one name get their folders' names too.
+    """Return what is to be read, in order; files of one name get their folders too.
 
     Args:
         sources: of a ``data.toml``.
@@ -55,13 +56,13 @@ def parts(sources: Sequence[SourceTerms], folder: Path) -> list[Part]:
             found.append((terms, None))
         else:
             found += [(terms, path) for path in _files(terms.path, folder)]
-    names = [path.name for _, path in found if path is not None]
+    counts = Counter(path.name for _, path in found if path is not None)
     made = []
     for number, (terms, path) in enumerate(found, 1):
         if path is None:
             made.append(Part(terms, f"query {number}", None, terms.format or "sql", 0))
             continue
-        name = path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}"
+        name = path.name if counts[path.name] == 1 else _relative(path, folder)
         kind = format_of(terms, path)
         if path.is_dir() != (kind == "omop"):
             raise ConfigError(
@@ -200,6 +201,10 @@ def _files(pattern: str, folder: Path) -> list[Path]:
     if not found:
         raise ConfigError(f"there is no file {pattern!r} in {str(folder)!r}: mend the path")
     return found
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
 def _size(path: Path) -> int:

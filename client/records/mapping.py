@@ -15,7 +15,7 @@ from huizhen.client.records.record import (
 )
 from huizhen.client.records.results import number_of
 from huizhen.client.records.rows import Row
-from huizhen.client.records.terms import SourceTerms
+from huizhen.client.records.terms import RESERVED, SourceTerms
 from huizhen.client.records.times import iso
 from huizhen.learning.template import nearest
 from huizhen.protocol.errors import ConfigError, GovernanceError
@@ -27,6 +27,11 @@ _SEXES: Mapping[str, Sex] = {
     "other": "other", "其他": "other", "未说明的性别": "", "未知": "", "unknown": "", "u": "",
     "": "", "0": "", "9": "",
 }  # fmt: skip
+_EXAMPLES: Mapping[str, str] = {
+    "text": 'text = ["text"]', "findings": 'findings = [{name = "findings", separator = ";"}]',
+    "sex": 'sex = "sex"', "age": 'age = "age"', "kind": 'fields = {sort = "kind"}',
+}  # fmt: skip
+_MAX_AGE = 130
 _AGE = re.compile(
     r"(\d{1,4}(?:\.\d{1,3})?)\s*(Y|M|W|D|岁|周岁|月|个月|月龄|周|天|日龄|)", re.IGNORECASE
 )
@@ -51,9 +56,10 @@ def map_rows(
         ConfigError: a column that the source names is in no row.
     """
     missing, seen = set(terms.columns), set[str]()
-    last: dict[str, Any] = {}
+    down = _FillDown(terms)
     for row in rows:
         if isinstance(row, Unreadable):
+            down.lose()
             yield row
             continue
         place, fields = row
@@ -62,11 +68,8 @@ def map_rows(
             seen |= fields.keys()
             if missing and is_uniform:
                 break
-        for column in terms.fill_down:
-            if is_empty(fields.get(column)):
-                fields[column] = last.get(column)
-            last[column] = fields[column]
         try:
+            down.fill(fields, place)
             yield to_record(fields, terms, place)
         except GovernanceError as error:
             yield Unreadable(place, str(error).removeprefix(f"{place}: "))
@@ -75,6 +78,42 @@ def map_rows(
         raise ConfigError(
             f"{name} has no column {column!r}, [[sources]] names it{nearest(column, seen)}"
         )
+
+
+class _FillDown:
+    """Columns that are filled on a patient's first row only: nothing goes over to the next one."""
+
+    def __init__(self, terms: SourceTerms) -> None:
+        self._columns, self._patient = terms.fill_down, terms.patient
+        self._last: dict[str, Any] = {}
+        self._is_lost = False
+
+    def lose(self) -> None:
+        """Say that a row was not read: whose the next ones are is told by one that says so."""
+        self._is_lost = bool(self._columns)
+
+    def fill(self, fields: dict[str, Any], place: str) -> None:
+        """Fill a row's empty columns from those above.
+
+        Raises:
+            GovernanceError: the row above was not read, and may have begun another patient.
+        """
+        if not self._columns:
+            return
+        if not is_empty(fields.get(self._patient)):
+            if fields[self._patient] != self._last.get(self._patient):
+                self._last = {}
+            self._is_lost = False
+        elif self._is_lost:
+            raise GovernanceError(
+                f"{place}: row follows one that could not be read and names no patient: mend that "
+                "one"
+            )
+        for column in self._columns:
+            if is_empty(fields.get(column)):
+                fields[column] = self._last.get(column)
+            self._last[column] = fields[column]
+        self._last[self._patient] = fields.get(self._patient)
 
 
 def to_record(fields: Mapping[str, Any], terms: SourceTerms, place: str) -> Record:
@@ -145,7 +184,12 @@ def _age(fields: Mapping[str, Any], column: str | None, place: str) -> float | N
         raise GovernanceError(
             f"{place}: column {column!r} is no age, expected years, or such as 8M, 3岁, 6月龄, 10天"
         )
-    return float(found[1]) / _IN_A_YEAR[found[2].upper()]
+    years = float(found[1]) / _IN_A_YEAR[found[2].upper()]
+    if years > _MAX_AGE:
+        raise GovernanceError(
+            f"{place}: column {column!r} is over {_MAX_AGE} years: mend the export"
+        )
+    return years
 
 
 def _text(fields: Mapping[str, Any], columns: tuple[str, ...]) -> str:
@@ -169,6 +213,12 @@ def _extra(fields: Mapping[str, Any], terms: SourceTerms) -> dict[str, Any]:
     if terms.fields is not None:
         return {name: fields.get(column) for name, column in terms.fields.items()}
     named = set(terms.columns)
+    for name in RESERVED:
+        if name in fields and name not in named:
+            raise ConfigError(
+                f"column {name!r} has the name of what every record has: say under [[sources]] "
+                f"what it is, such as {_EXAMPLES[name]}"
+            )
     return {name: value for name, value in fields.items() if name not in named}
 
 

@@ -7,6 +7,8 @@ Times are ISO 8601 texts as precise as the source: ``2023``, ``2023-05``, ``2023
 ``2023-05-06T08:30:00``, with an offset where the source has one (``records/times.py``).
 """
 
+import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,6 +18,7 @@ from huizhen.protocol.errors import GovernanceError
 Sex = Literal["", "female", "male", "other"]
 Comparator = Literal["", "<", "<=", ">", ">="]
 FindingKind = Literal["condition", "phenotype", "procedure", "drug", "allergy", "other"]
+_WHOLE = re.compile(r"\d+\.0+", re.ASCII)
 MAX_ENTRY_BYTES = 16 << 20
 # one line, message, resource or document; larger ones are refused before they are parsed
 
@@ -129,7 +132,7 @@ Entry = Record | Unreadable
 def patient_of(value: Any, where: str, place: str) -> str:
     """Return a patient's id as text.
 
-    A whole number is one id however it is written, 7 or 7.0: a column with gaps makes 7.0 of 7.
+    A whole number is one id however it is written, 7, 7.0 or ７: a column with gaps makes 7.0 of 7.
 
     Args:
         value: what the source has.
@@ -146,4 +149,5 @@ def patient_of(value: Any, where: str, place: str) -> str:
             f"{place}: record has no patient id in {where!r}, every record needs one: "
             "fill it, or name the right field"
         )
-    return str(value).strip()
+    text = unicodedata.normalize("NFKC", str(value)).strip()
+    return text.partition(".")[0] if _WHOLE.fullmatch(text) else text

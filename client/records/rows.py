@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ Row = tuple[str, dict[str, Any]]
 # the place, file and line, and the fields
 KINDS = ("jsonl", "csv", "tsv")
 SUFFIXES = tuple(f".{kind}{zipped}" for zipped in ("", ".gz") for kind in KINDS)
+MAX_DEPTH = 40
+_DIGITS_64 = 19
 csv.field_size_limit(MAX_ENTRY_BYTES)  # of the process; nobody else here reads CSV
 
 
@@ -146,13 +149,21 @@ def _careful(line: str) -> dict[str, Any]:
         ValueError: it is no record; the message says why, and does not show it.
     """
     try:
-        fields = json.loads(line, parse_constant=_no_number, object_pairs_hook=_once)
+        fields = json.loads(
+            line,
+            parse_constant=_no_number,
+            parse_float=_finite,
+            parse_int=_exact,
+            object_pairs_hook=_once,
+        )
     except _TwiceError as error:
         raise ValueError("line has a field twice: mend the export") from error
     except (ValueError, RecursionError) as error:
         raise ValueError("line is not JSON: mend the export") from error
     if not isinstance(fields, dict):
         raise ValueError("line is not a JSON object, expected one a line")
+    if not _is_shallow(fields, MAX_DEPTH):
+        raise ValueError(f"line is nested over {MAX_DEPTH} deep: mend the export")
     if "\\ud" in line.lower() and not _is_unicode(fields):
         raise ValueError("line holds half of a surrogate pair: mend the export")
     return fields
@@ -172,6 +183,25 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _no_number(_: str) -> float:
     """Refuse NaN and Infinity, which JSON does not have: a missing value must not become a text."""
     raise ValueError("not a number")
+
+
+def _finite(text: str) -> float:
+    """Return a number, and refuse one that is larger than any: 1e999 is no value."""
+    if not math.isfinite(value := float(text)):
+        raise ValueError("number is too large")
+    return value
+
+
+def _exact(text: str) -> int | str:
+    """Return a whole number, or its digits where 64 bits do not hold it: a long id keeps them."""
+    return int(text) if len(text) < _DIGITS_64 else text
+
+
+def _is_shallow(value: Any, depth: int) -> bool:
+    if not isinstance(value, dict | list):
+        return True
+    inner = value.values() if isinstance(value, dict) else value
+    return depth > 0 and all(_is_shallow(one, depth - 1) for one in inner)
 
 
 def _is_unicode(value: Any) -> bool:

@@ -127,9 +127,8 @@ class Lines:
             if self._number == 0 and block.startswith(mark):
                 self.encoding = name
                 return True
-        if b"\0" in block:
-            odd, even = block[1::2].count(0), block[::2].count(0)
-            self.encoding = "utf-16-le" if odd > even else "utf-16-be"
+        if self._number == 0 and (wide := _wide(block)):
+            self.encoding = wide
             return True
         if block.isascii():
             return False
@@ -150,6 +149,20 @@ def _reads(data: bytes, encoding: str, *, is_whole: bool = True) -> bool:
     except UnicodeError:
         return False
     return True
+
+
+def _wide(block: bytes) -> str:
+    """Return which UTF-16 a file without a mark begins in; empty where it is none.
+
+    ASCII in UTF-16 has a zero at every other byte, always on the same side; elsewhere one is rare.
+    """
+    even, odd = block[::2].count(0), block[1::2].count(0)
+    if min(even, odd) or max(even, odd) < len(block) / 100:
+        return ""
+    name = "utf-16-le" if odd else "utf-16-be"
+    if 10 * max(even, odd) < len(block) and _reads(block, "utf-8", is_whole=False):
+        return ""
+    return name if _reads(block, name, is_whole=False) else ""
 
 
 def _is_chinese(block: bytes, *, is_whole: bool) -> bool:

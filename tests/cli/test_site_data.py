@@ -66,7 +66,7 @@ def test_a_check_speaks_json(export, tmp_path, capsys):
     assert found["report"] == str(place)
     assert found["statement"]["records"] == 40
     [source] = found["statement"]["sources"]
-    assert source == {"name": "notes.csv", "format": "csv", "encoding": "gb18030"}
+    assert source == {"format": "csv", "encoding": "gb18030", "parts": 1}
     assert (
         place.read_text("utf-8").startswith("<!doctype html>") or "<!doctype" in place.read_text()
     )

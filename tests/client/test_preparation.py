@@ -100,7 +100,7 @@ def test_a_record_comes_out_without_names_and_with_its_results(tmp_path):
     first = clean[0]
     assert COMPLAINTS[0] in first.text
     assert first.patient == Pseudonyms(KEY).patient("Z00000")
-    assert (first.sex, first.age, first.kind, first.place) == ("male", 63.3, "note", "notes.csv:2")
+    assert (first.sex, first.age, first.kind, first.place) == ("male", 63.3, "note", "1:2")
     assert first.fields == {"诊断": "B"}
     [lab] = first.labs
     assert (lab.code, lab.unit) == ("glucose", "mmol/L")
@@ -149,8 +149,8 @@ def test_a_patient_who_has_withdrawn_is_left_out_by_number_or_pseudonym(tmp_path
     preparation.look()
     clean = list(preparation.records())
     assert [one.place for one in clean] == [
-        "notes.csv:2",
-        *(f"notes.csv:{n}" for n in range(5, 10)),
+        "1:2",
+        *(f"1:{n}" for n in range(5, 10)),
     ]
     assert (Reason.WITHDRAWN, "notes.csv:3") in noted
     assert (Reason.WITHDRAWN, "notes.csv:4") in noted
@@ -163,6 +163,8 @@ def test_a_patient_who_has_withdrawn_is_left_out_by_number_or_pseudonym(tmp_path
         "##fileformat=VCFv4.2\n#CHROM\tPOS\tID",
         "chr1\t12345\trs123\tA\tG\t50",
         "基因型 " + ", ".join(f"rs{i} AG" for i in range(10_000, 10_025)),
+        "; ".join(f"NC_000001.11:g.{i}A>G" for i in range(12_000, 12_025)),
+        "ORIGIN 1 " + " ".join(["acgtacgtac"] * 6) + " 61 ",
     ],
 )
 def test_text_of_a_genome_is_left_out(tmp_path, text):
@@ -203,6 +205,7 @@ def test_what_is_wrong_is_mended_set_apart_or_left_out_and_always_told(tmp_path)
     assert codes["notes.csv:13"] == (Code.LOST_CHARACTERS, "quarantine")
     assert codes["notes.csv:14"] == (Code.IN_FUTURE, "quarantine")
     assert codes["notes.csv:17"][0] == Code.TWO_SEXES
+    assert (Reason.DOUBTFUL, "notes.csv:16") in noted  # the other record of that patient
     [unreadable] = [one for one in noted if isinstance(one, Unreadable)]
     assert unreadable.place == "notes.csv:15"
     kept = {int(one.place.partition(":")[2]) for one in clean}
@@ -224,9 +227,10 @@ def test_a_held_out_record_like_one_to_train_on_is_set_apart(tmp_path):
     rows = people(8)
     before = {Pseudonyms(KEY).patient(f"Z{i:05d}"): i in (0, 1) for i in range(8)}
     rows[5]["病程"] = rows[0]["病程"]
-    preparation, _, clean = prepare(tmp_path, rows, before=before)
-    assert preparation.counts["held out, and like a record to train on"] == 1
-    assert [one.place for one in clean if one.is_held_out] == ["notes.csv:3"]
+    preparation, noted, clean = prepare(tmp_path, rows, before=before)
+    assert (Reason.LIKE_TRAINING, "notes.csv:2") in noted
+    assert preparation.counts["set apart"] == 1
+    assert [one.place for one in clean if one.is_held_out] == ["1:3"]
 
 
 def test_too_few_patients_and_an_ended_reference_are_refused(tmp_path):
@@ -244,6 +248,56 @@ def test_an_export_that_changes_between_the_passes_is_refused(tmp_path):
         write(tmp_path, rows)
         with pytest.raises(GovernanceError, match="was changed while it was read"):
             list(preparation.records())
+
+
+def test_what_changes_between_the_passes_is_seen_in_any_column(tmp_path):
+    for column in ("姓名", "性别", "诊断", "葡萄糖", "就诊号", "出生", "住院号"):
+        preparation, _, _ = prepare(tmp_path, people(8))
+        changed = people(8)
+        changed[4][column] = {"性别": "女", "出生": "1961-01-01"}.get(column, "Z00099")
+        write(tmp_path, changed)
+        with pytest.raises(GovernanceError, match="was changed while it was read"):
+            list(preparation.records())
+
+
+def test_a_second_go_over_the_records_counts_them_once(tmp_path):
+    preparation, _, clean = prepare(tmp_path, [*people(8), row(3)])
+    before = dict(preparation.counts)
+    assert list(preparation.records()) == clean
+    assert dict(preparation.counts) == before
+
+
+def test_the_numbers_of_patient_and_stay_are_found_in_texts(tmp_path):
+    rows = [row(i, 病程=f"{COMPLAINTS[i]},标本Z{i:05d}已归档,单号V88{i}21。") for i in range(8)]
+    for i, one in enumerate(rows):
+        one["就诊号"] = f"V88{i}21"
+    _, _, clean = prepare(tmp_path, rows)
+    assert not [one for one in clean if "Z0000" in one.text or "V88" in one.text]
+
+
+def test_a_file_s_name_is_told_to_the_hospital_alone(tmp_path):
+    name = "王建国_110101196503071234.csv"
+    write(tmp_path, people(8))
+    (tmp_path / "notes.csv").rename(tmp_path / name)
+    data = parse_data(tomllib.loads(TEXT.replace("notes.csv", "*.csv")), "data.toml")
+    preparation = Preparation(data, tmp_path, key=KEY, today=TODAY, table=shipped_table())
+    preparation.look()
+    clean = list(preparation.records())
+    assert [one.place for one in clean] == [f"1:{number}" for number in range(2, 10)]
+
+
+def test_patients_who_are_lost_in_the_second_pass_do_not_count(tmp_path):
+    lost = [row(i, 病程=f"{i}\ufffd\ufffd{COMPLAINTS[i % 8]}") for i in range(2, 20)]
+    with pytest.raises(GovernanceError, match="1 patients are left to train on"):
+        prepare(tmp_path, [row(0), *lost], before={Pseudonyms(KEY).patient("Z00000"): False})
+
+
+def test_a_label_that_no_record_has_is_refused(tmp_path):
+    write(tmp_path, people(8))
+    data = parse_data(tomllib.loads(TEXT.replace('label = "诊断"', 'label = "结局"')), "data.toml")
+    preparation = Preparation(data, tmp_path, key=KEY, today=TODAY, table=shipped_table())
+    with pytest.raises(ConfigError, match="label is '结局', no record has that field"):
+        preparation.look()
 
 
 def test_names_of_staff_are_replaced(tmp_path):

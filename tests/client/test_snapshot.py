@@ -52,6 +52,15 @@ def test_what_was_written_is_read(snapshots):
     assert manifest.made_by == MADE_BY
 
 
+def test_an_older_snapshot_in_its_place_does_not_open(snapshots, tmp_path):
+    """It may hold a patient who has withdrawn since."""
+    folder = tmp_path / "all"
+    old = (folder / f"{snapshots.write(many(4), MADE_BY).digest}.sealed").read_bytes()
+    (folder / f"{snapshots.write(many(3), MADE_BY).digest}.sealed").write_bytes(old)
+    with pytest.raises(DamagedError, match="is another file than was made"):
+        snapshots.parquet()
+
+
 def test_an_empty_snapshot_is_one(snapshots):
     assert snapshots.write([], MADE_BY).records == 0
     assert list(read_parquet(snapshots.parquet())) == []
@@ -96,7 +105,7 @@ def test_an_error_half_way_leaves_the_old_snapshot(snapshots):
 
 def test_without_a_snapshot_it_is_said_how_to_make_one(snapshots):
     assert snapshots.current() is None
-    with pytest.raises(ConfigError, match="run 'huizhen site data snapshot'"):
+    with pytest.raises(ConfigError, match="holds no snapshot: make one first"):
         snapshots.parquet()
 
 

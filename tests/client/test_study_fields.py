@@ -9,7 +9,7 @@ from huizhen.client.study_fields import study_records
 
 
 def lab(key, value, time="", text=""):
-    return Lab(code=key, value=value, text=text, time=time)
+    return Lab(code=key, system="huizhen", value=value, text=text, time=time)
 
 
 def record(place, **values):
@@ -30,7 +30,8 @@ STAY = [
         "a:1", time="2023-05-06", encounter="v", text="cough", fields={"label": "A", "ward": "A"},
         findings=(Finding(code="J18", name="肺炎"), Finding(code="I10"),
                   Finding(code="R50", name="发热", is_absent=True)),
-        labs=(lab("ldh", 250.0), lab("ldh", 200.0, "2023-05-01")), sex="female", age=61.0,
+        labs=(lab("ldh", 250.0, "2023-05-02"), lab("ldh", 200.0, "2023-05-06")),
+        sex="female", age=61.0,
     ),
     record("a:3", time="2023-06-01", encounter="w", text="later", findings=(Finding(code="I10"),)),
     record("a:4", text="alone"),
@@ -57,7 +58,7 @@ def test_an_encounter_is_an_example_in_the_order_of_time():
 
 
 @pytest.mark.parametrize(
-    ("which", "value"), [("last", 300), ("first", 200), ("min", 200), ("max", 300), ("mean", 250)]
+    ("which", "value"), [("last", 300), ("first", 250), ("min", 200), ("max", 300), ("mean", 250)]
 )
 def test_which_result_of_a_patient_is_read(which, value):
     given = STAY[1].labs + STAY[0].labs
@@ -72,6 +73,22 @@ def test_which_result_of_a_patient_is_read(which, value):
 def test_findings_of_a_patient_stand_once_and_absent_ones_not():
     [found] = fields(STAY, group="patient")
     assert found["findings"] == ["肺炎", "I10"]
+
+
+def test_a_lab_in_another_unit_or_of_another_hospital_is_another_field():
+    labs = (
+        lab("glucose", 5.0), Lab(code="", name="glucose", value=90.0, unit="qq"),
+        Lab(code="text", name="", value=1.0),
+    )  # fmt: skip
+    [found] = fields([record("a:1", text="words", labs=labs, fields={"text": "evil", "age": 97})])
+    assert (found["glucose"], found["glucose (qq)"], found["text (?)"]) == (5.0, 90.0, 1.0)
+    assert (found["text"], found["age"]) == ("words", None)
+
+
+def test_a_result_without_a_time_of_its_own_has_its_record_s():
+    january = record("a:1", time="2023-01-01", labs=(lab("ldh", 1.0, "2023-01-01"),))
+    june = record("a:2", time="2023-06-01", labs=(lab("ldh", 2.0),))
+    assert fields([june, january], group="patient")[0]["ldh"] == 2.0
 
 
 def test_two_patients_with_one_number_of_an_encounter_are_two_examples():

@@ -67,8 +67,10 @@ def test_columns_in_chinese_and_english_give_equal_records():
 
 def test_without_a_list_of_fields_every_other_column_is_one():
     terms = SourceTerms(path="a.csv", patient="id", text=("note",))
-    [record] = mapped(terms, {"id": 7.0, "note": " words ", "age": 56, "label": None})
-    assert record == Record("7", {"age": 56, "label": None}, "a.csv:2", kind="record", text="words")
+    [record] = mapped(terms, {"id": 7.0, "note": " words ", "height": 56, "label": None})
+    assert record == Record(
+        "7", {"height": 56, "label": None}, "a.csv:2", kind="record", text="words"
+    )
 
 
 def test_several_columns_make_one_text_and_say_which():
@@ -85,6 +87,41 @@ def test_a_patient_on_the_first_row_only_is_filled_down():
     terms = SourceTerms(path="a.csv", patient="id", fill_down=("id",), fields={})
     found = mapped(terms, {"id": "1"}, {"id": ""}, {"id": None}, {"id": "2"}, {"id": " "})
     assert [one.patient for one in found] == ["1", "1", "1", "2", "2"]
+
+
+def test_nothing_of_a_patient_is_filled_down_to_the_next():
+    terms = SourceTerms(
+        path="a.csv", patient="id", sex="sex", fill_down=("id", "sex", "name"), fields={},
+        identifiers={"name": "name"},
+    )  # fmt: skip
+    rows = [
+        {"id": "1", "sex": "M", "name": "王建国"},
+        {"id": "2", "sex": "", "name": ""},
+        {"id": ""},
+    ]
+    found = mapped(terms, *[{"sex": "", "name": "", **row} for row in rows])
+    assert [(one.patient, one.sex) for one in found] == [("1", "male"), ("2", ""), ("2", "")]
+    assert found[1].identifiers == {}
+
+
+def test_after_a_row_that_was_not_read_nobody_is_guessed():
+    terms = SourceTerms(path="a.csv", patient="id", fill_down=("id",), fields={})
+    rows = [
+        ("a:1", {"id": "1"}),
+        Unreadable("a:2", "odd"),
+        ("a:3", {"id": ""}),
+        ("a:4", {"id": "3"}),
+    ]
+    rows.append(("a:5", {"id": ""}))
+    found = list(map_rows(rows, terms, "a", is_uniform=True))
+    assert [getattr(one, "patient", None) for one in found] == ["1", None, None, "3", "3"]
+    assert isinstance(found[2], Unreadable)
+    assert "mend that one" in found[2].problem
+
+
+def test_a_column_with_the_name_of_what_every_record_has_must_say_what_it_is():
+    with pytest.raises(ConfigError, match=r"column 'age' .*such as age = \"age\""):
+        mapped(SourceTerms(path="a.csv", patient="id"), {"id": "1", "age": 97})
 
 
 def test_a_table_with_one_result_a_row():
@@ -134,6 +171,7 @@ def test_a_cell_may_hold_several_findings():
         ({"admitted": "3/4/SECRET"}, "column 'admitted' is no time"),
         ({"born": "2023-02-29"}, "column 'born' is a day or hour that does not exist"),
         ({"age": "SECRET"}, "column 'age' is no age, expected years"),
+        ({"age": "450"}, "column 'age' is over 130 years"),
         ({"sex": "SECRET"}, "column 'sex' is no sex, expected male or female"),
     ],
 )

@@ -48,6 +48,18 @@ def test_what_is_no_chinese_is_not_taken_for_gb18030():
         assert read(words.encode(codec), codec)[0] == words
 
 
+@pytest.mark.parametrize("at", [0, 500, 5000])
+def test_a_zero_byte_makes_no_utf_16_of_a_file(monkeypatch, at):
+    """One stray byte must not turn the rest of a file into one unreadable line."""
+    monkeypatch.setattr(module, "BLOCK_BYTES", 1024)
+    lines = ["7000,last\n"] * 1000
+    lines[at // 10] = "7000,最\0后\n"
+    for codec in ("utf-8", "gb18030"):
+        found, encoding = read("".join(lines).encode(codec))
+        assert found == "".join(lines)
+        assert encoding == codec
+
+
 def test_traditional_and_rare_characters_are_read_from_gb18030():
     words = "病人姓名𠮷野家，住院。发热、咳嗽、头痛。\n"
     assert read(words.encode("gb18030")) == (words, "gb18030")
