@@ -28,6 +28,16 @@ _KINDS: dict[str, Kind] = {
     "phone": "phone", "mrn": "mrn", "insurance": "insurance", "address": "address",
     "email": "email", "employer": "employer",
 }  # fmt: skip
+_PLACEHOLDERS = frozenset(
+    """
+    无 空 未知 不详 不祥 不明 未填 待查 同上 如上 本人 患者 家属 其他 其它 退休 离休
+    农民 务农 无业 职员 工人 学生 自由职业 个体 父亲 母亲 父母 儿子 女儿 丈夫 妻子 配偶
+    夫妻 兄弟 姐妹 子女 朋友 同事 亲属 none unknown nil na n/a null self same patient
+    retired farmer student mother father son daughter wife husband spouse brother sister
+    friend other test
+    """.split()  # noqa: SIM905 - people read it so
+)
+# what stands in a column for somebody or for nobody: found everywhere, it names no one
 LEAST_NUMBER = 4
 # a shorter number is in every text: only its label can show it
 _SPLIT = re.compile(r"(?<=[省市区县旗镇乡村道路街巷弄号栋幢楼室元]) ?|[,;\n]\s*")
@@ -80,6 +90,8 @@ def literals(identifiers: Mapping[str, Iterable[str]]) -> tuple[Literal, ...]:
     for name, values in identifiers.items():
         for value in values:
             plain = fold(value).strip()
+            if lowered(plain) in _PLACEHOLDERS:
+                continue
             kind = _KINDS.get(name, "name" if has_han(plain) else "mrn")
             for variant, is_free in _variants(kind, plain):
                 text = squeezed(lowered(variant))
@@ -185,6 +197,8 @@ def _latin_names(name: str) -> Iterator[tuple[str, bool]]:
 
 
 def _addresses(value: str) -> Iterator[tuple[str, bool]]:
+    if has_han(value) and len(value) < 4:
+        return  # part of too many words
     yield value, len(value) >= 4
     parts = [part for part in _SPLIT.split(value) if part]
     for i in range(1, len(parts)):

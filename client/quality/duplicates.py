@@ -16,7 +16,6 @@ mapped, which counts as memory while there is enough.
 import hashlib
 import json
 import tempfile
-import unicodedata
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,6 +53,9 @@ _PAIRS = 1 << 13
 # compared at one time
 _MAX_UNLIKE = 1 << 18
 # pairs remembered, which other bands propose again
+
+_WIDTHS = {0xFF01 + i: 0x21 + i for i in range(94)} | {0x3000: 0x20}
+# full-width forms of ASCII, as Chinese keyboards give them
 
 Numbers = npt.NDArray[np.int64]
 
@@ -121,10 +123,11 @@ class Duplicates:
         """
         text = plain_text(record.text)
         place = record.place.encode("utf-8", "replace")[:65_535]
-        data = text.encode("utf-8", "surrogatepass")
         self._patients.extend(_digest(record.patient.encode("utf-8", "surrogatepass"))[:1])
         self._contents.extend(_digest(_content(record, text, len(self))))
-        self._texts.extend(_digest(data))
+        self._texts.extend(_digest(text.encode("utf-8", "surrogatepass")))
+        text = text[:MAX_TEXT]  # what is compared further; equal is what is equal to its end
+        data = text.encode("utf-8", "surrogatepass")
         try:
             self._spool.write(place + data)
             self._waiting.append(text)
@@ -252,10 +255,9 @@ class Duplicates:
 
 
 def plain_text(text: str) -> str:
-    """Return what of a text is compared: no spaces, one width, one case."""
-    text = text[:MAX_TEXT]
+    """Return what of a text is compared: no spaces, one width, one case; 10⁹ is not 109."""
     if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
+        text = text.translate(_WIDTHS)
     return "".join(text.casefold().split())
 
 

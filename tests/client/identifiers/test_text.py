@@ -195,3 +195,28 @@ def test_a_hostile_megabyte_takes_seconds(text):
     begin = time.process_time()
     Finder(staff=["王伟"]).find(text, KNOWN)
     assert time.process_time() - begin < 12
+
+
+@pytest.mark.parametrize(
+    ("identifiers", "text"),
+    [
+        ({"employer": ("无",)}, "无发热,无咳嗽,无药物过敏史"),
+        ({"employer": ("退休",), "address": ("不详",)}, "退休工人,发病时间不详"),
+        ({"relative": ("母亲", "本人")}, "患者母亲有高血压,由本人签字"),
+        ({"name": ("未知",), "other": ("none",)}, "病因未知 with none of these"),
+    ],
+)
+def test_what_stands_for_nobody_is_not_looked_for(identifiers, text):
+    assert Deidentifier(KEY).clean(text, "7", identifiers).text == text
+
+
+def test_names_of_staff_in_a_column_are_known():
+    text = "以上情况已与李晓梅、王芳沟通"
+    cleaned = Deidentifier(KEY).clean(text, "7", {"staff": ("李晓梅",), "other": ("王芳",)}).text
+    assert "李晓梅" not in cleaned
+    assert "王芳" not in cleaned
+
+
+def test_an_address_of_mail_takes_nothing_before_it_along():
+    text = "既往胆囊切除,请发送至wangjg@163.com"
+    assert Deidentifier(KEY).clean(text, "7").text.startswith("既往胆囊切除,请发送至")

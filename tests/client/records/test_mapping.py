@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from huizhen.client.records.mapping import map_rows
 from huizhen.client.records.record import Finding, Lab, Record, Unreadable
+from huizhen.client.records.rows import Row
 from huizhen.client.records.terms import FindingColumn, LabColumns, SourceTerms
 from huizhen.protocol.errors import ConfigError, HuizhenError
 
@@ -106,13 +107,10 @@ def test_nothing_of_a_patient_is_filled_down_to_the_next():
 
 def test_after_a_row_that_was_not_read_nobody_is_guessed():
     terms = SourceTerms(path="a.csv", patient="id", fill_down=("id",), fields={})
-    rows = [
-        ("a:1", {"id": "1"}),
-        Unreadable("a:2", "odd"),
-        ("a:3", {"id": ""}),
-        ("a:4", {"id": "3"}),
-    ]
-    rows.append(("a:5", {"id": ""}))
+    rows: list[Row | Unreadable] = [
+        ("a:1", {"id": "1"}), Unreadable("a:2", "odd"), ("a:3", {"id": ""}), ("a:4", {"id": "3"}),
+        ("a:5", {"id": ""}),
+    ]  # fmt: skip
     found = list(map_rows(rows, terms, "a", is_uniform=True))
     assert [getattr(one, "patient", None) for one in found] == ["1", None, None, "3", "3"]
     assert isinstance(found[2], Unreadable)
