@@ -54,7 +54,7 @@ SMALL_EPSILONS = (3.0, 1.0)
 BEST = 4
 RATES: Mapping[bool, tuple[float, ...]] = {
     False: (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),  # AdamW
-    True: (0.1, 0.3, 1.0, 3.0, 10.0),  # SGD on clipped gradients
+    True: (0.3, 1.0, 3.0, 10.0, 30.0),  # SGD on clipped gradients
 }
 TUNING_SEED, SEEDS = 100, (1, 2, 3)
 PATIENTS: Mapping[str, int] = {"tuning": 1000, "generated": 2000}
