@@ -122,7 +122,7 @@ def _bin(value: Any, terms: BinTerms) -> str:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if math.isnan(number):
+    if not math.isfinite(number):
         return UNKNOWN
     names = [f"{terms.field} {low:g} to {high:g}" for low, high in pairwise(terms.below)]
     names = [

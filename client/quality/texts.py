@@ -39,6 +39,11 @@ _AS_WINDOWS = re.compile("[\u00c2-\u00f4][\u0080-\u00bf\u0152-\u02dc\u2013-\u212
 _AS_LATIN = re.compile("[\u00a1-\u00fe]{4,}")
 _ANY_MARK = re.compile(f"[\u00c0-\u00d6\u00d8-\u00f6{_GBK_MARKS}]")
 # without one of these, which a single pass shows, none of the three is worth a look
+_UNWRITTEN = re.compile(
+    "[^\x00-\u024f\u0370-\u03ff\u2000-\u2bff\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef"
+    "\U00020000-\U0003ffff]"
+)
+# neither Latin, Greek, hanzi nor signs: two bytes of GBK may be a letter of Armenian in UTF-8
 _MARK_SHARE = 0.15
 # of the characters beyond ASCII; text that was read wrongly has over twice that, other text none
 _NO_TEXTS = frozenset(
@@ -191,7 +196,8 @@ def _checked(text: str, name: str, place: str, rules: Rules, problems: list[Prob
         problems.append(rules.settle(Code.LOST_CHARACTERS, place, name))
     if _has_control(text):
         problems.append(rules.settle(Code.CONTROL_CHARACTERS, place, name))
-        text = _CONTROL.sub("", text) if problems[-1].action == "fix" else text
+        if problems[-1].action == "fix":  # one of them may have hidden the rest
+            return _checked(_CONTROL.sub("", text), name, place, rules, problems)
     return text
 
 
@@ -244,8 +250,9 @@ def _has_control(text: str) -> bool:
 
 
 def _is_written(text: str) -> bool:
-    """Return whether people write so: nothing invisible, and mostly frequent hanzi."""
-    return not _CONTROL.search(text) and not _is_lost(text) and _frequent(text) >= 0.7
+    """Return whether people write so: known scripts, nothing invisible, mostly frequent hanzi."""
+    is_odd = _CONTROL.search(text) or _UNWRITTEN.search(text)
+    return not is_odd and not _is_lost(text) and _frequent(text) >= 0.7
 
 
 def _frequent(text: str) -> float:

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from huizhen.client.quality.problems import Code, Rules
@@ -118,6 +118,7 @@ def test_fields_are_mended_too_and_named():
 
 
 @given(st.text(max_size=60))
+@example("\x08Â\xa0")
 def test_any_text_is_checked(text):
     record, problems = check_text(note(text))
     again, more = check_text(record)
@@ -126,6 +127,8 @@ def test_any_text_is_checked(text):
 
 
 @given(st.text("患者咳嗽发热入院诊断肺炎治疗好转出院，。0123456789 abc", min_size=4))
+@example("000院")
+@example("000转")
 def test_what_was_read_wrongly_comes_back_as_it_was_or_stays(text):
     for right, wrong in (("utf-8", "latin-1"), ("gbk", "latin-1"), ("utf-8", "gbk")):
         try:
