@@ -114,8 +114,7 @@ def _split(counts: Counter[str]) -> tuple[Counter[str], Counter[str]]:
 
 
 def _cells(counts: Mapping[str, int], least: int) -> list[dict[str, Any]]:
-    cells = suppressed({name: counts[name] for name in counts}, least)
-    return [{"name": cell.name, "count": cell.count} for cell in cells]
+    return [{"name": cell.name, "count": cell.count} for cell in suppressed(counts, least)]
 
 
 def _recall(measured: Measured | None) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ import rfc8785
 from huizhen.client.quality.problems import Rules
 from huizhen.client.records.terms import SourceTerms
 from huizhen.protocol.errors import ConfigError
-from huizhen.protocol.strict import build, check_keys, read_toml
+from huizhen.protocol.strict import build, build_sections, check_keys, read_toml
 
 FORMAT = 1
 DATA = "data.toml"
@@ -175,11 +175,8 @@ def parse_data(tables: Mapping[str, Any], where: str) -> Data:
     sources = tables["sources"]
     if not isinstance(sources, list) or not all(isinstance(one, Mapping) for one in sources):
         raise ConfigError(f"{where} sources is no list of tables: write [[sources]]")
-    values: dict[str, Any] = {
-        name: build(cls, _table(tables[name], f"{where} [{name}]"), f"{where} [{name}]")
-        for name, cls in _SECTIONS.items()
-        if name in tables
-    }
+    rest = {name: table for name, table in tables.items() if name != "sources"}
+    values = build_sections(_SECTIONS, rest, where)
     values["sources"] = tuple(
         build(SourceTerms, table, f"{where} [[sources]] {number}")
         for number, table in enumerate(sources, 1)
@@ -188,12 +185,6 @@ def parse_data(tables: Mapping[str, Any], where: str) -> Data:
         return Data(**values)
     except ValueError as error:
         raise ConfigError(f"{where} {error}") from error
-
-
-def _table(value: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{where} is {value!r}, expected a table")
-    return value
 
 
 _SECTIONS: dict[str, type] = {

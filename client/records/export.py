@@ -4,16 +4,15 @@ The order is that of ``[[sources]]``, and within a pattern that of the files' na
 export gives the same records in the same order.
 """
 
-import gzip
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeVar, cast
+from typing import BinaryIO, TypeVar
 
 from huizhen.client.records.mapping import map_rows
+from huizhen.client.records.opening import opened
 from huizhen.client.records.record import Entry, Unreadable
 from huizhen.client.records.rows import Row, rows_of
 from huizhen.client.records.tables import read_excel, read_parquet
@@ -110,19 +109,8 @@ def rows_of_part(part: Part, heard: Heard = lambda _: None) -> Iterator[Row | Un
 
 
 def _opened(path: Path, name: str, read: Callable[[BinaryIO], Iterator[_T]]) -> Iterator[_T]:
-    try:
-        with path.open("rb") as raw:
-            if not path.name.lower().endswith(".gz"):
-                yield from read(raw)
-                return
-            with gzip.open(raw) as stream:
-                yield from read(cast(BinaryIO, stream))
-    except gzip.BadGzipFile as error:
-        raise ConfigError(f"{name} ends in .gz but is not gzip: rename it") from error
-    except (EOFError, zlib.error) as error:
-        raise ConfigError(f"{name} is cut short or damaged: copy it again") from error
-    except OSError as error:
-        raise ConfigError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    with opened(path, name) as stream:
+        yield from read(stream)
 
 
 def _rows(part: Part, stream: BinaryIO, heard: Heard) -> Iterator[Row | Unreadable]:

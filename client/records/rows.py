@@ -4,17 +4,16 @@ Every error names the file and the line and never shows what the row says.
 """
 
 import csv
-import gzip
 import io
 import json
 import math
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import orjson
 
+from huizhen.client.records.opening import opened
 from huizhen.client.records.record import MAX_ENTRY_BYTES, Record, Unreadable, patient_of
 from huizhen.client.records.text import AUTO, Lines
 from huizhen.protocol.errors import ConfigError, GovernanceError
@@ -45,18 +44,8 @@ def read_rows(path: Path, *, encoding: str = AUTO) -> Iterator[Row | Unreadable]
             f"data is {str(path)!r}, expected a file that ends in {', '.join(SUFFIXES)}"
         )
     kind = name.removesuffix(".gz").rpartition(".")[2]
-    try:
-        with path.open("rb") as raw, gzip.open(raw) if name.endswith(".gz") else raw as stream:
-            yield from rows_of(Lines(cast(BinaryIO, stream), path.name, encoding), kind)
-    except gzip.BadGzipFile as error:
-        raise ConfigError(
-            f"{path.name} ends in .gz but is not gzip: unpack or rename it"
-        ) from error
-    except (EOFError, zlib.error) as error:
-        raise ConfigError(f"{path.name} is cut short or damaged: copy it again") from error
-    except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"cannot read {str(path)!r}: {reason}") from error
+    with opened(path, path.name) as stream:
+        yield from rows_of(Lines(stream, path.name, encoding), kind)
 
 
 def rows_of(lines: Lines, kind: str) -> Iterator[Row | Unreadable]:
